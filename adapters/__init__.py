@@ -1,0 +1,1 @@
+"""Add-ons to the frozen video UNet: Dynamics-Adapter, image prompt, LoRA."""

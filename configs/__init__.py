@@ -1,0 +1,1 @@
+"""Configurations: frozen pydantic models and the YAML presets beside them."""

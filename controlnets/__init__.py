@@ -1,0 +1,1 @@
+"""Pose and S-Face ControlNets and the sum of their residuals."""

@@ -1,0 +1,1 @@
+"""Jobs that read files, run the pipeline and write files."""

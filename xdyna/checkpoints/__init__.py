@@ -1,0 +1,1 @@
+"""Official files to and from our diffusers folders; key maps are data."""

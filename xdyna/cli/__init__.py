@@ -1,0 +1,1 @@
+"""The `xdyna` command: one file per sub-command."""

@@ -1,0 +1,1 @@
+"""Clips: where training examples come from."""

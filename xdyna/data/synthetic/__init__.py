@@ -1,0 +1,1 @@
+"""A rendered 2-D world of dancing people with exact ground truth."""

@@ -1,0 +1,1 @@
+"""From a photo and a driving video to the model's inputs."""
