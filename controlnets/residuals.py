@@ -1,0 +1,98 @@
+"""What ControlNets add to the UNet: computed frame by frame, summed, and absent on the reference frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from diffusers import ControlNetModel
+from torch import Tensor
+
+from xdyna.unet import fold, unfold
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Residuals of one or several ControlNets.
+
+    Attributes:
+        down: [B, C_i, F, h_i, w_i] for each skip connection of the UNet.
+        mid: [B, C, F, h, w] for the output of its middle block.
+    """
+
+    down: tuple[Tensor, ...]
+    mid: Tensor
+
+    def with_reference(self) -> Residuals:
+        """Prepend a zero frame: nothing controls the reference."""
+        return Residuals(tuple(_prepend_zero(r) for r in self.down), _prepend_zero(self.mid))
+
+    def frames(self, index: Tensor | slice) -> Residuals:
+        """The residuals of some frames."""
+        return Residuals(tuple(r[:, :, index] for r in self.down), self.mid[:, :, index])
+
+    def repeat(self, batch: int) -> Residuals:
+        """One clip's residuals for `batch` rows, e.g. for both halves of guidance when their text is equal."""
+        return Residuals(
+            tuple(r.expand(batch, -1, -1, -1, -1) for r in self.down), self.mid.expand(batch, -1, -1, -1, -1)
+        )
+
+
+def control_residuals(
+    controlnet: ControlNetModel,
+    latents: Tensor,
+    timestep: Tensor | float,
+    text: Tensor,
+    condition: Tensor,
+    scale: float = 1.0,
+) -> Residuals:
+    """Run a ControlNet on every driving frame.
+
+    Args:
+        controlnet: its inputs are single frames.
+        latents: noisy driving frames [B, C, F, h, w], without the reference.
+        timestep: one number or [B].
+        text: text tokens [B, T, D] (no image tokens), repeated for every frame here.
+        condition: [B or 1, c, F, H, W], 0..1.
+        scale: strength.
+
+    Raises:
+        ValueError: channels or frame counts that do not fit.
+    """
+    batch, _, num_frames = latents.shape[:3]
+    channels = controlnet.config.conditioning_channels
+    if condition.ndim != 5 or condition.shape[1] != channels or condition.shape[2] != num_frames:
+        raise ValueError(
+            f"condition has shape {list(condition.shape)}, wanted [B, {channels}, {num_frames}, height, width]"
+        )
+    if hasattr(timestep, "repeat_interleave") and timestep.ndim:  # a timestep per clip becomes one per frame
+        timestep = timestep.repeat_interleave(num_frames)
+    down, mid = controlnet(
+        fold(latents),
+        timestep,
+        encoder_hidden_states=text.repeat_interleave(num_frames, dim=0),
+        controlnet_cond=fold(condition.expand(batch, -1, -1, -1, -1)),
+        conditioning_scale=scale,
+        return_dict=False,
+    )
+    return Residuals(tuple(unfold(r, batch) for r in down), unfold(mid, batch))
+
+
+def sum_residuals(parts: Sequence[Residuals]) -> Residuals:
+    """Add the residuals of several ControlNets.
+
+    Raises:
+        ValueError: none given, or different numbers of residuals.
+    """
+    if not parts:
+        raise ValueError("no residuals to sum")
+    total = parts[0]
+    for part in parts[1:]:
+        pairs = zip(total.down, part.down, strict=True)
+        total = Residuals(tuple(a + b for a, b in pairs), total.mid + part.mid)
+    return total
+
+
+def _prepend_zero(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 0, 0, 0, 1, 0))

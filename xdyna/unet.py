@@ -1,0 +1,366 @@
+"""The video UNet: diffusers' `UNetMotionModel` with a clean reference frame in front of the driving frames.
+
+What differs from the stock model, each a switch or a module put in place once, in `__init__`:
+
+* frame 0 of every clip is the reference: it bypasses the motion modules, so temporal positions start at the first
+  driving frame;
+* ResNets and the output norm take GroupNorm statistics over all frames of a clip (`pool_group_norm`, the official
+  model) or over each frame (stock AnimateDiff);
+* the motion modules' norm is per frame and has its own number of groups;
+* text is given once per clip, and image tokens may follow it.
+
+Nothing in the model remembers anything between calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionModel, UNetMotionOutput
+from torch import Tensor, nn
+
+from xdyna.attention import FrameAttnProcessor, FrameLayout, ReferenceCache, spatial_sites, without_adapter_layers
+
+
+def pooled_group_norm(norm: nn.GroupNorm, x: Tensor, batch: int) -> Tensor:
+    """GroupNorm of [B*F, C, h, w] with statistics over each clip's frames together."""
+    clips = x.unflatten(0, (batch, -1)).transpose(1, 2)
+    return norm(clips).transpose(1, 2).flatten(0, 1)
+
+
+class ClipResnetBlock(ResnetBlock2D):
+    """A ResNet block on frames folded into the batch.
+
+    It learns how many clips there are from the time embedding, which has one row per clip.
+
+    Args:
+        pooled: GroupNorm statistics over each clip's frames together, not over each frame.
+        **kwargs: of `ResnetBlock2D`.
+    """
+
+    def __init__(self, *, pooled: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pooled = pooled
+
+    def _norm(self, norm: nn.GroupNorm, x: Tensor, batch: int) -> Tensor:
+        return pooled_group_norm(norm, x, batch) if self.pooled else norm(x)
+
+    def forward(self, input_tensor: Tensor, temb: Tensor) -> Tensor:
+        """[B*F, C, h, w] and time embedding [B, 1 or F, T] -> [B*F, C', h, w]."""
+        batch = len(temb)
+        x = self.conv1(self.nonlinearity(self._norm(self.norm1, input_tensor, batch)))
+        shift = self.time_emb_proj(self.nonlinearity(temb))[..., None, None]
+        x = (x.unflatten(0, (batch, -1)) + shift).flatten(0, 1)
+        x = self.conv2(self.dropout(self.nonlinearity(self._norm(self.norm2, x, batch))))
+        residual = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        return (residual + x) / self.output_scale_factor
+
+
+class DrivingMotionModule(AnimateDiffTransformer3D):
+    """A motion module that leaves the reference frame untouched and norms each frame on its own."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.gradient_checkpointing = False  # the host's `enable_gradient_checkpointing()` looks for this name
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        timestep: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        num_frames: FrameLayout = FrameLayout(0, 1),
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """[B*F, C, h, w] -> [B*F, C, h, w]; the other arguments are diffusers' and unused."""
+        if num_frames.driving == 0:
+            return hidden_states
+        clips = hidden_states.unflatten(0, (-1, num_frames.total))
+        driving = clips[:, num_frames.reference :]
+        moved = driving + self._mix_over_time(driving)
+        return torch.cat([clips[:, : num_frames.reference], moved], dim=1).flatten(0, 1)
+
+    def _mix_over_time(self, x: Tensor) -> Tensor:
+        """[B, F, C, h, w] -> [B, F, C, h, w]: each pixel attends along its own F frames."""
+        batch, num_frames, _, height, width = x.shape
+        tokens = self.norm(x.flatten(0, 1)).unflatten(0, (batch, num_frames))
+        tokens = tokens.permute(0, 3, 4, 1, 2).flatten(0, 2)  # [B*h*w, F, C]
+        tokens = self.proj_in(tokens)
+        for block in self.transformer_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens)
+            else:
+                tokens = block(tokens)
+        tokens = self.proj_out(tokens)
+        return tokens.unflatten(0, (batch, height, width)).permute(0, 3, 4, 1, 2)
+
+
+class XDynaUNet(UNetMotionModel):
+    """The frozen video UNet. Every parameter is built with `requires_grad=False`: a recipe thaws what it trains.
+
+    Args:
+        sample_size: latent side the model was made for; informative only.
+        in_channels: latent channels.
+        out_channels: latent channels.
+        down_block_types: `CrossAttnDownBlockMotion` or `DownBlockMotion`, one per level.
+        up_block_types: `CrossAttnUpBlockMotion` or `UpBlockMotion`, one per level.
+        block_out_channels: widths, one per level.
+        layers_per_block: ResNets per level (one more on the way up).
+        norm_num_groups: groups of the ResNets', transformers' and output norms.
+        cross_attention_dim: D, width of text and image tokens.
+        num_attention_heads: heads of the spatial attention (a number of heads, not a head's width).
+        motion_num_attention_heads: heads of the temporal attention.
+        motion_max_seq_length: driving frames a window may have.
+        motion_norm_num_groups: groups of the motion modules' norm, whatever `norm_num_groups` is.
+        pool_group_norm: GroupNorm statistics over all frames of a clip, reference included (official), or per frame.
+        reference_timestep: `same` gives the reference frame the driving frames' timestep (official); `zero` gives it
+            timestep 0, which makes its keys and values constant over a job.
+        num_text_tokens: T, text tokens per clip; image tokens come after them.
+    """
+
+    _repeated_blocks = ["BasicTransformerBlock", "ClipResnetBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | None = 64,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        down_block_types: Sequence[str] = ("CrossAttnDownBlockMotion",) * 3 + ("DownBlockMotion",),
+        up_block_types: Sequence[str] = ("UpBlockMotion",) + ("CrossAttnUpBlockMotion",) * 3,
+        block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
+        layers_per_block: int = 2,
+        norm_num_groups: int = 32,
+        cross_attention_dim: int = 768,
+        num_attention_heads: int = 8,
+        motion_num_attention_heads: int = 8,
+        motion_max_seq_length: int = 24,
+        motion_norm_num_groups: int = 32,
+        pool_group_norm: bool = True,
+        reference_timestep: Literal["same", "zero"] = "same",
+        num_text_tokens: int = 77,
+    ) -> None:
+        if reference_timestep not in ("same", "zero"):
+            raise ValueError(f"reference_timestep is {reference_timestep!r}, wanted 'same' or 'zero'")
+        # The undecorated parent: the decorated one would add two dozen options, unused here, to the saved config.
+        UNetMotionModel.__init__.__wrapped__(
+            self,
+            sample_size=sample_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            down_block_types=tuple(down_block_types),
+            up_block_types=tuple(up_block_types),
+            block_out_channels=tuple(block_out_channels),
+            layers_per_block=layers_per_block,
+            norm_num_groups=norm_num_groups,
+            cross_attention_dim=cross_attention_dim,
+            num_attention_heads=num_attention_heads,
+            motion_num_attention_heads=motion_num_attention_heads,
+            motion_max_seq_length=motion_max_seq_length,
+            use_motion_mid_block=False,
+        )
+        self._replace_resnets(pool_group_norm)
+        self._replace_motion_modules(motion_num_attention_heads, motion_max_seq_length, motion_norm_num_groups)
+        processor = FrameAttnProcessor()
+        for kind in ("attn1", "attn2"):
+            for attn in spatial_sites(self, kind).values():
+                attn.set_processor(processor)
+        self.requires_grad_(False)
+
+    def _replace_resnets(self, pooled: bool) -> None:
+        for block in [*self.down_blocks, self.mid_block, *self.up_blocks]:
+            for i, old in enumerate(block.resnets):
+                block.resnets[i] = ClipResnetBlock(
+                    pooled=pooled,
+                    in_channels=old.in_channels,
+                    out_channels=old.out_channels,
+                    temb_channels=old.time_emb_proj.in_features,
+                    groups=old.norm1.num_groups,
+                    eps=old.norm1.eps,
+                    output_scale_factor=old.output_scale_factor,
+                )
+
+    def _replace_motion_modules(self, heads: int, max_frames: int, groups: int) -> None:
+        for block in [*self.down_blocks, *self.up_blocks]:
+            for i, old in enumerate(block.motion_modules):
+                block.motion_modules[i] = DrivingMotionModule(
+                    num_attention_heads=heads,
+                    attention_head_dim=old.in_channels // heads,
+                    in_channels=old.in_channels,
+                    norm_num_groups=groups,
+                    positional_embeddings="sinusoidal",
+                    num_positional_embeddings=max_frames,
+                )
+
+    @classmethod
+    def from_unet2d(cls, *args: Any, **kwargs: Any) -> XDynaUNet:
+        """Not offered: `xdyna convert` assembles a UNet from SD1.5, AnimateDiff and X-Dyna files."""
+        raise NotImplementedError("XDynaUNet is assembled by `xdyna convert` (xdyna.checkpoints), not from_unet2d")
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save the UNet alone; layers of attached adapters belong to the adapters' own files."""
+        with without_adapter_layers(self):
+            super().save_pretrained(save_directory, **kwargs)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens that the attached image prompt expects after the text tokens; 0 without one."""
+        return max(getattr(attn.processor, "num_image_tokens", 0) for attn in spatial_sites(self, "attn2").values())
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor,
+        down_block_additional_residuals: Sequence[Tensor] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
+        reference_cache: ReferenceCache | None = None,
+        return_dict: bool = True,
+    ) -> UNetMotionOutput | tuple[Tensor]:
+        """Predict for every frame of B clips.
+
+        Args:
+            sample: [B, C, F, h, w] latents: frame 0 the clean reference, then noisy driving frames; driving frames
+                only when `reference_cache` is given.
+            timestep: one number, or [B]; 0..999.
+            encoder_hidden_states: [B, T + n, D], text tokens then image tokens, once per clip.
+            down_block_additional_residuals: ControlNet residuals [B, C_i, F, h_i, w_i], one for each skip connection.
+            mid_block_additional_residual: [B, C_mid, F, h_mid, w_mid].
+            reference_cache: from `encode_reference`.
+            return_dict: an output object, else a tuple.
+
+        Returns:
+            `.sample` [B, C, F, h, w]; what it says of the reference frame has no use.
+
+        Raises:
+            ValueError: shapes that do not fit each other or the model.
+        """
+        layout = FrameLayout(0, sample.shape[2]) if reference_cache is not None else FrameLayout(1, sample.shape[2] - 1)
+        out = self._run(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            layout,
+            down_block_additional_residuals,
+            mid_block_additional_residual,
+            reference_cache=reference_cache,
+        )
+        return UNetMotionOutput(sample=out) if return_dict else (out,)
+
+    def encode_reference(
+        self, reference: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor
+    ) -> ReferenceCache:
+        """Run the reference frame on its own and keep the keys and values that driving frames read.
+
+        Exact when GroupNorm is per frame: nothing then flows from driving frames to the reference.
+
+        Args:
+            reference: clean latents [B, C, h, w].
+            timestep: that of the driving frames (not used where `reference_timestep` is `zero`).
+            encoder_hidden_states: [B, T + n, D].
+
+        Raises:
+            ValueError: the model pools GroupNorm over the clip, or no Dynamics-Adapter is attached.
+        """
+        if self.config.pool_group_norm:
+            raise ValueError("a reference cannot be encoded alone: this model pools GroupNorm over the whole clip")
+        record: ReferenceCache = {}
+        self._run(reference.unsqueeze(2), timestep, encoder_hidden_states, FrameLayout(1, 0), record=record)
+        if not record:
+            raise ValueError("no Dynamics-Adapter is attached: nothing reads the reference")
+        return record
+
+    def _run(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor,
+        layout: FrameLayout,
+        down_residuals: Sequence[Tensor] | None = None,
+        mid_residual: Tensor | None = None,
+        reference_cache: ReferenceCache | None = None,
+        record: ReferenceCache | None = None,
+    ) -> Tensor:
+        self._check(sample, encoder_hidden_states, layout)
+        batch = len(sample)
+        temb = self._embed_time(timestep, sample, layout)
+        attention: dict[str, Any] = {
+            "encoder_hidden_states": encoder_hidden_states.repeat_interleave(layout.total, dim=0),
+            "cross_attention_kwargs": {"frames": layout, "reference_cache": reference_cache, "record": record},
+        }
+
+        x = self.conv_in(fold(sample))
+        skips = [x]
+        for block in self.down_blocks:
+            extra = attention if hasattr(block, "attentions") else {}
+            x, outputs = block(hidden_states=x, temb=temb, num_frames=layout, **extra)
+            skips += outputs
+        if down_residuals is not None:
+            skips = add_residuals(skips, down_residuals)
+
+        x = self.mid_block(x, temb, **attention)
+        if mid_residual is not None:
+            x = x + fold(mid_residual)
+
+        for block in self.up_blocks:
+            own, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+            # Sizes that do not halve evenly: the next skip connection says how large to grow.
+            size = skips[-1].shape[2:] if skips else None
+            extra = attention if hasattr(block, "attentions") else {}
+            x = block(x, res_hidden_states_tuple=own, temb=temb, num_frames=layout, upsample_size=size, **extra)
+
+        if self.config.pool_group_norm:
+            x = pooled_group_norm(self.conv_norm_out, x, batch)
+        else:
+            x = self.conv_norm_out(x)
+        return unfold(self.conv_out(self.conv_act(x)), batch)
+
+    def _embed_time(self, timestep: Tensor | float, sample: Tensor, layout: FrameLayout) -> Tensor:
+        """[B, 1, T] when all frames share a timestep, else [B, F, T]."""
+        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1, 1)
+        timesteps = timesteps.expand(len(sample), -1)
+        if layout.reference and self.config.reference_timestep == "zero":
+            zero = torch.zeros_like(timesteps)
+            timesteps = torch.cat([zero, timesteps.expand(-1, layout.driving)], dim=1)
+        embedded = self.time_proj(timesteps.flatten()).to(sample.dtype)
+        return self.time_embedding(embedded).unflatten(0, timesteps.shape)
+
+    def _check(self, sample: Tensor, encoder_hidden_states: Tensor, layout: FrameLayout) -> None:
+        if sample.ndim != 5 or sample.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"sample has shape {list(sample.shape)}, wanted [B, {self.config.in_channels}, frames, height, width]"
+            )
+        if layout.driving > self.config.motion_max_seq_length:
+            raise ValueError(
+                f"{layout.driving} driving frames in one window, at most {self.config.motion_max_seq_length} fit the"
+                " motion modules"
+            )
+        tokens = self.config.num_text_tokens + self.num_image_tokens
+        wanted = (len(sample), tokens, self.config.cross_attention_dim)
+        if tuple(encoder_hidden_states.shape) != wanted:
+            raise ValueError(
+                f"encoder_hidden_states has shape {list(encoder_hidden_states.shape)}, wanted {list(wanted)}:"
+                f" {self.config.num_text_tokens} text tokens then {self.num_image_tokens} image tokens for each clip"
+            )
+
+
+def fold(clips: Tensor) -> Tensor:
+    """[B, C, F, h, w] -> [B*F, C, h, w]."""
+    return clips.transpose(1, 2).flatten(0, 1)
+
+
+def unfold(frames: Tensor, batch: int) -> Tensor:
+    """[B*F, C, h, w] -> [B, C, F, h, w]."""
+    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def add_residuals(skips: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
+    """Add [B, C, F, h, w] residuals to [B*F, C, h, w] skip connections, one to one."""
+    if len(residuals) != len(skips):
+        raise ValueError(f"{len(residuals)} ControlNet residuals for {len(skips)} skip connections")
+    return [skip + fold(residual) for skip, residual in zip(skips, residuals, strict=True)]
