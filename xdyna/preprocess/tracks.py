@@ -95,7 +95,7 @@ class Tracks:
 
     def resized(self, size_wh: tuple[int, int]) -> Tracks:
         """The same tracks for frames stretched to another size."""
-        scale = np.asarray(size_wh, np.float32) / np.asarray(self.size_wh, np.float32)
+        scale = (np.asarray(size_wh) / np.asarray(self.size_wh)).astype(np.float32)
         return replace(
             self,
             joints_xy=self.joints_xy * scale,
