@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -25,6 +25,9 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, U
 from torch import Tensor, nn
 
 from xdyna.attention import FrameAttnProcessor, FrameLayout, ReferenceCache, spatial_sites, without_adapter_layers
+
+#: A clip of one driving frame without a reference.
+ONE_FRAME = FrameLayout(reference=0, driving=1)
 
 
 def pooled_group_norm(norm: nn.GroupNorm, x: Tensor, batch: int) -> Tensor:
@@ -74,7 +77,7 @@ class DrivingMotionModule(AnimateDiffTransformer3D):
         encoder_hidden_states: Tensor | None = None,
         timestep: Tensor | None = None,
         class_labels: Tensor | None = None,
-        num_frames: FrameLayout = FrameLayout(0, 1),
+        num_frames: FrameLayout = ONE_FRAME,
         cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> Tensor:
         """[B*F, C, h, w] -> [B*F, C, h, w]; the other arguments are diffusers' and unused."""
@@ -123,7 +126,7 @@ class XDynaUNet(UNetMotionModel):
         num_text_tokens: T, text tokens per clip; image tokens come after them.
     """
 
-    _repeated_blocks = ["BasicTransformerBlock", "ClipResnetBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["BasicTransformerBlock", "ClipResnetBlock"]
 
     @register_to_config
     def __init__(
@@ -314,10 +317,8 @@ class XDynaUNet(UNetMotionModel):
             extra = attention if hasattr(block, "attentions") else {}
             x = block(x, res_hidden_states_tuple=own, temb=temb, num_frames=layout, upsample_size=size, **extra)
 
-        if self.config.pool_group_norm:
-            x = pooled_group_norm(self.conv_norm_out, x, batch)
-        else:
-            x = self.conv_norm_out(x)
+        norm = self.conv_norm_out
+        x = pooled_group_norm(norm, x, batch) if self.config.pool_group_norm else norm(x)
         return unfold(self.conv_out(self.conv_act(x)), batch)
 
     def _embed_time(self, timestep: Tensor | float, sample: Tensor, layout: FrameLayout) -> Tensor:
