@@ -1,1 +1,102 @@
-"""The `xdyna` command: one file per sub-command."""
+"""The command `xdyna`. Sub-commands live in modules of their own, imported only when they are asked for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import xdyna
+from xdyna.cli.common import start_talk
+from xdyna.errors import UserError
+
+#: Sub-commands in the order of the help: each is a module of this package with `app` (a Typer) or a function of its
+#: own name.
+COMMANDS = ("animate", "preprocess", "convert", "models", "train", "data")
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class LazyGroup(TyperGroup):
+    """Lists the sub-commands whose modules are there, and imports one on first use."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name in COMMANDS if find_spec(f"{__name__}.{name}")]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        if cmd_name not in self.commands:
+            self.add_command(_load_command(cmd_name), cmd_name)
+        return self.commands[cmd_name]
+
+
+def _load_command(name: str) -> Any:
+    module = import_module(f"{__name__}.{name}")
+    sub_app = getattr(module, "app", None)
+    if sub_app is None:
+        sub_app = typer.Typer(add_completion=False)
+        sub_app.command(name)(getattr(module, name))
+    command = typer.main.get_command(sub_app)
+    command.name = name
+    return command
+
+
+app = typer.Typer(cls=LazyGroup, add_completion=False, invoke_without_command=True)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"xdyna {xdyna.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Animate a photo of a person with a video of another: X-Dyna on diffusers."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, 2 for a user's mistake, 130 after Ctrl-C, 1 for a defect.
+
+    Everything that goes wrong is one line on stderr; with XDYNA_DEBUG=1 a defect shows its traceback.
+    """
+    start_talk()
+    try:
+        status = typer.main.get_command(app).main(args=args, prog_name="xdyna", standalone_mode=False)
+    except UserError as error:
+        return _fail(str(error), EXIT_USER_ERROR)
+    except typer.TyperException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our stdout has gone; point it elsewhere so that the interpreter's last flush does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("XDYNA_DEBUG"):
+            raise
+        text = f"{type(error).__name__}: {error}".rstrip(": ")
+        return _fail(f"unexpected {text} (a defect; XDYNA_DEBUG=1 shows where)", 1)
+    if status == EXIT_INTERRUPTED:
+        _fail("interrupted", EXIT_INTERRUPTED)
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"xdyna: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return status

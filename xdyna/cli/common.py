@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
@@ -17,6 +18,54 @@ import typer
 OnProgress = Callable[[str, int, int], None]
 
 SHARED = "Shared options"
+
+
+class Talk(logging.Handler):
+    """Prints what the library logs under the name `xdyna`.
+
+    Notices (INFO) go to stdout and warnings to stderr, so that stderr holds nothing but what is wrong. With `--json`
+    stdout belongs to the one object: notices are kept and go into it.
+    """
+
+    def __init__(self, *, json_mode: bool = False) -> None:
+        super().__init__()
+        self.json_mode = json_mode
+        self.notices: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = " ".join(record.getMessage().split())
+        if record.levelno >= logging.WARNING:
+            print(f"xdyna: {record.levelname.lower()}: {line}", file=sys.stderr, flush=True)
+        if self.json_mode:
+            self.notices.append(line)
+        elif record.levelno < logging.WARNING:
+            print(line, flush=True)
+
+
+def start_talk() -> Talk:
+    """Put a fresh `Talk` on the library's logger; `main` does it once for every command line."""
+    logger = logging.getLogger("xdyna")
+    for handler in [handler for handler in logger.handlers if isinstance(handler, Talk)]:
+        logger.removeHandler(handler)
+    talk = Talk()
+    logger.addHandler(talk)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    return talk
+
+
+def current_talk() -> Talk | None:
+    """The `Talk` on the library's logger, when a command is running."""
+    handlers = logging.getLogger("xdyna").handlers
+    return next((handler for handler in handlers if isinstance(handler, Talk)), None)
+
+
+def _set_json_mode(value: bool) -> bool:
+    talk = current_talk()
+    if talk is not None:
+        talk.json_mode = value
+    return value
+
 
 ConfigOption = Annotated[
     str | None,
@@ -40,7 +89,13 @@ DtypeOption = Annotated[
 ]
 JsonOption = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON object on stdout, and no progress.", rich_help_panel=SHARED),
+    typer.Option(
+        "--json",
+        help="Print one JSON object on stdout, and no progress.",
+        is_eager=True,
+        callback=_set_json_mode,
+        rich_help_panel=SHARED,
+    ),
 ]
 ResumeOption = Annotated[
     bool,
@@ -49,13 +104,15 @@ ResumeOption = Annotated[
 
 
 def announce(line: str) -> None:
-    """Tell the user one thing on stderr, so that stdout stays clean for results."""
-    print(f"xdyna: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    """Tell the user one thing: a line on stdout, or with `--json` an entry of its `notices`."""
+    logging.getLogger("xdyna").info("%s", line)
 
 
 def emit_json(report: Mapping[str, Any]) -> None:
-    """Print one JSON object on stdout; paths become text."""
-    print(json.dumps(report, default=_plain, ensure_ascii=False), flush=True)
+    """Print one JSON object on stdout, with the notices so far as its last key; paths become text."""
+    talk = current_talk()
+    full = {**report, "notices": list(talk.notices) if talk else []}
+    print(json.dumps(full, default=_plain, ensure_ascii=False), flush=True)
 
 
 def _plain(value: Any) -> Any:
@@ -66,14 +123,14 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[OnProgress]:
-    """Show how far the work is: a bar with stage, count and time left, or plain lines where stderr is not a terminal.
+    """Show how far the work is: a bar with stage, count and time left, or plain lines where stdout is not a terminal.
 
     Args:
         quiet: show nothing (`--json`).
     """
     if quiet:
         yield lambda stage, done, total: None
-    elif sys.stderr.isatty():
+    elif sys.stdout.isatty():
         with _rich_bar() as on_progress:
             yield on_progress
     else:
@@ -100,7 +157,7 @@ def _rich_bar() -> Iterator[OnProgress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console()) as bar:
         tasks: dict[str, Any] = {}
 
         def on_progress(stage: str, done: int, total: int) -> None:

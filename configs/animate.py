@@ -1,0 +1,123 @@
+"""Settings of one animation; every default of `xdyna animate` is here or in the model's own preset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+
+from xdyna.configs import Config
+
+MAX_SIDE_PX = 8192
+
+
+def read_size(value: Any) -> Any:
+    """``"96x128"`` becomes ``(96, 128)``; anything else is left for pydantic to judge."""
+    if isinstance(value, str):
+        parts = value.lower().replace("×", "x").split("x")
+        if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+            raise ValueError("wanted WIDTHxHEIGHT in pixels, such as 96x128")
+        return tuple(int(part) for part in parts)
+    return value
+
+
+def _check_size(size_wh: tuple[int, int]) -> tuple[int, int]:
+    if not all(1 <= side <= MAX_SIDE_PX for side in size_wh):
+        raise ValueError(f"wanted sides of 1 to {MAX_SIDE_PX} pixels")
+    return size_wh
+
+
+def _read_dtype(value: Any) -> Any:
+    return {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(value, value)
+
+
+SizeWH = Annotated[tuple[int, int], BeforeValidator(read_size), AfterValidator(_check_size)]
+Scale = Annotated[float, Field(ge=0.0, le=10.0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class AnimateConfig(Config):
+    """How to animate one photo with one video.
+
+    A field that is None here is decided by the preset of the model that runs (`with_model_defaults`), or, where the
+    comment says so, by the input.
+    """
+
+    # The model.
+    model: str = "auto"  # auto, tiny, x-dyna or a folder
+    lora: tuple[str, ...] = ()  # FILE or FILE:scale, applied in this order
+    device: str = "auto"
+    dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], BeforeValidator(_read_dtype)] = "auto"
+
+    # Sampling.
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    size: SizeWH | None = None  # (width, height), pixels
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    guidance: Annotated[float, Field(ge=1.0, le=100.0)] | None = None
+    scheduler: Literal["ddim", "ddpm", "pndm", "lms", "euler", "euler-ancestral", "dpm++", "unipc", "lcm"] | None = None
+    prompt: str = ""
+    negative_prompt: str = ""
+    window: Annotated[int, Field(ge=1)] | None = None  # driving frames
+    overlap: Annotated[int, Field(ge=0)] | None = None  # driving frames
+    schedule: Literal["open", "closed"] = "open"
+
+    # How much each part counts, and over which part of the denoising.
+    adapter_scale: Scale = 1.0
+    pose_scale: Scale = 1.0
+    face_scale: Scale = 1.0
+    pose_start: Fraction = 0.0
+    pose_end: Fraction = 1.0
+    face_start: Fraction = 0.0
+    face_end: Fraction = 1.0
+
+    # The driving video.
+    start: Annotated[float, Field(ge=0.0)] | Literal["auto"] = (
+        0.0  # seconds; auto: where the pose is nearest the photo's
+    )
+    fps: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None  # None: the video's own
+    stride: Annotated[int, Field(ge=1)] = 1
+    frames: Annotated[int, Field(ge=1)] | None = None  # None: to the end
+
+    # Its pose and face.
+    detector: Literal["auto", "mediapipe", "dwpose", "controlnet-aux", "tracks"] = "auto"
+    detector_file: tuple[Path, ...] = ()  # DWPose: the pose model's ONNX file, or detector's then pose model's
+    tracks: Path | None = None
+    pose_maps: Path | None = None
+    person: Annotated[int, Field(ge=1)] | None = None  # counted from the left in the first frame; None: the biggest
+    smooth: bool = True
+    align: Literal["auto", "none", "affine", "bones"] = "auto"
+    face: bool | None = None  # None: where the model has a face ControlNet
+    official_maps: bool = False  # face maps and cropping with the official code's quirks
+
+    # The result.
+    codec: str = "h264"
+    audio: bool = True
+    compare: bool = False
+    watermark: str | None = None
+    upscale: Annotated[int, Field(ge=1, le=16)] = 1
+    save_maps: Path | None = None
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _one_lora(cls, value: Any) -> Any:
+        """A single text stands for a list of one."""
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> AnimateConfig:
+        if self.window is not None and self.overlap is not None and self.overlap >= self.window:
+            raise ValueError(f"wanted an overlap ({self.overlap}) smaller than the window ({self.window})")
+        for name in ("pose", "face"):
+            start, end = getattr(self, f"{name}_start"), getattr(self, f"{name}_end")
+            if start > end:
+                raise ValueError(f"wanted {name}_start ({start}) at or before {name}_end ({end})")
+        if self.detector == "tracks" and self.tracks is None:
+            raise ValueError("detector 'tracks' wants a tracks file (--tracks FILE)")
+        return self
+
+    def with_model_defaults(self, defaults: AnimateConfig) -> AnimateConfig:
+        """This config with every None filled from the model's preset; what is still None is decided by the input."""
+        empty = {key for key, value in self if value is None}
+        filled = {key: value for key, value in defaults if key in empty and value is not None}
+        return AnimateConfig.model_validate({**dict(self), **filled})
