@@ -1,0 +1,203 @@
+"""Where denoising starts and what it is told: initial latents, and condition maps for the ControlNets.
+
+All random numbers are drawn frame by frame from generators that are passed in, so they depend neither on how the work
+is batched nor on how long the clip is: a longer clip begins with the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+BLUR_SIZE = 9
+BLUR_SIGMA = 18.0
+#: Reflect padding by half the kernel needs sides longer than that half.
+MIN_LATENT_SIDE = BLUR_SIZE // 2 + 1
+
+
+def split_generator(generator: torch.Generator, count: int) -> list[torch.Generator]:
+    """New CPU generators seeded by one draw from `generator`, for streams of numbers that must not shift each other."""
+    seeds = torch.randint(0, 2**63 - 1, (count,), generator=generator, device=generator.device)
+    return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+
+
+def draw_noise(num_driving_frames: int, shape_chw: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard normal noise [1, C, F, h, w], float32 on the CPU, one draw per frame in frame order."""
+    return torch.stack([torch.randn(*shape_chw, generator=generator) for _ in range(num_driving_frames)], dim=1)[None]
+
+
+def draw_mask(num_driving_frames: int, shape_chw: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Fair coin per element, bool [1, C, F, h, w] on the CPU, one draw per frame in frame order."""
+    draws = [torch.rand(*shape_chw, generator=generator) >= 0.5 for _ in range(num_driving_frames)]
+    return torch.stack(draws, dim=1)[None]
+
+
+def gaussian_blur(latents: Tensor, size: int = BLUR_SIZE, sigma: float = BLUR_SIGMA) -> Tensor:
+    """Blur [N, C, h, w] with a Gaussian kernel, reflecting at the edges.
+
+    Raises:
+        ValueError: a side not longer than half the kernel.
+    """
+    pad = size // 2
+    if min(latents.shape[-2:]) <= pad:
+        raise ValueError(f"latents of {list(latents.shape[-2:])} are too small to blur, wanted sides of {pad + 1} up")
+    steps = torch.arange(size, dtype=torch.float32, device=latents.device) - pad
+    kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    kernel = torch.outer(kernel, kernel).to(latents.dtype).expand(latents.shape[1], 1, size, size)
+    return F.conv2d(F.pad(latents, (pad, pad, pad, pad), mode="reflect"), kernel, groups=latents.shape[1])
+
+
+def downgrade_input(reference_latents: Tensor, mask: Tensor) -> Tensor:
+    """The reference's latents for every frame, about half of the elements taken from their blur.
+
+    Args:
+        reference_latents: [1, C, 1, h, w].
+        mask: [1, C, F, h, w]; true keeps, false takes the blur.
+
+    Returns:
+        [1, C, F, h, w].
+    """
+    blurred = gaussian_blur(reference_latents[:, :, 0]).unsqueeze(2)
+    return torch.where(mask.to(reference_latents.device).bool(), reference_latents, blurred)
+
+
+def initial_latents(reference_latents: Tensor, noise: Tensor, mask: Tensor, scheduler: Any, timestep: Tensor) -> Tensor:
+    """Noisy driving frames at the first timestep: not pure noise, the reference shines through as in training.
+
+    Args:
+        reference_latents: clean, [1, C, 1, h, w].
+        noise: [1, C, F, h, w], standard normal.
+        mask: [1, C, F, h, w], see `downgrade_input`.
+        scheduler: any diffusers scheduler with `add_noise`, its timesteps set.
+        timestep: the first of its timesteps, shape [] or [1].
+
+    Returns:
+        [1, C, F, h, w], in the scheduler's own scale (before `scale_model_input`).
+    """
+    clean = downgrade_input(reference_latents, mask)
+    return scheduler.add_noise(clean, noise.to(clean), timestep.reshape(1))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionMaps:
+    """Maps of a whole clip, stretched to 0..1 by the clip's own extremes when a window asks for them.
+
+    Kept in the type they came in (a byte per value for pictures), because a float copy of a long clip is large.
+
+    Attributes:
+        frames: uint8 or float32 [F, c, H, W].
+        low: least value of the clip, over all frames, channels and pixels together.
+        high: greatest value.
+    """
+
+    frames: Tensor
+    low: float
+    high: float
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.frames)
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        return self.frames.shape[3], self.frames.shape[2]
+
+    def window(self, indices: Sequence[int], device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        """Some frames as a ControlNet takes them: [1, c, len(indices), H, W], 0..1.
+
+        A clip of one single value gives zeros (the official code divides by zero there).
+        """
+        frames = self.frames[torch.as_tensor(indices)].to(device=device, dtype=torch.float32)
+        span = (self.high - self.low) or 1.0
+        return ((frames - self.low) / span).transpose(0, 1)[None].to(dtype)
+
+
+def condition_maps(maps: Any, size_wh: tuple[int, int], name: str = "pose_maps") -> ConditionMaps:
+    """Bring a clip of maps to a size and find its range.
+
+    Args:
+        maps: pictures: uint8 [F, H, W, 3] (numpy or torch) or a list of PIL images, resized by Lanczos where they
+            differ in size; or float values [F, 3, H, W] (torch) or [F, H, W, 3] (numpy), of that size already.
+        size_wh: width and height, pixels.
+        name: of the argument, for messages.
+
+    Raises:
+        ValueError: another shape or type, another size in floats, a value that is not finite.
+    """
+    frames = _frames_first(maps, name)
+    if frames.dtype == torch.uint8:
+        if (frames.shape[3], frames.shape[2]) != size_wh:
+            frames = _resize_pictures(frames, size_wh)
+    else:
+        if (frames.shape[3], frames.shape[2]) != size_wh:
+            got = (frames.shape[3], frames.shape[2])
+            raise ValueError(f"{name} are floats of width, height {got}, wanted {size_wh}: only uint8 maps are resized")
+        if not torch.isfinite(frames).all():
+            raise ValueError(f"{name} hold values that are not finite")
+    return ConditionMaps(frames, float(frames.min()), float(frames.max()))
+
+
+def clip_size(maps: Any, name: str = "pose_maps") -> tuple[int, tuple[int, int]]:
+    """(number of frames, (width, height)) of a clip in any form that `condition_maps` takes.
+
+    Raises:
+        ValueError: a form it does not take.
+    """
+    if isinstance(maps, (list, tuple)) and len(maps) and isinstance(maps[0], Image.Image):
+        return len(maps), maps[0].size
+    frames = _frames_first(maps, name)
+    return len(frames), (frames.shape[3], frames.shape[2])
+
+
+def _frames_first(maps: Any, name: str) -> Tensor:
+    """Any accepted form -> uint8 or float32 [F, 3, H, W]."""
+    wanted = "wanted uint8 [F, H, W, 3], a list of PIL images, or a float tensor [F, 3, H, W]"
+    if isinstance(maps, (list, tuple)):
+        if not maps:
+            raise ValueError(f"{name} is empty; {wanted}")
+        pictures = [_as_picture(item, name, wanted) for item in maps]
+        if len({picture.shape for picture in pictures}) > 1:
+            raise ValueError(
+                f"{name} lists pictures of several shapes: {sorted({p.shape for p in pictures})}; {wanted}"
+            )
+        maps = np.stack(pictures)
+    if not isinstance(maps, (np.ndarray, Tensor)):
+        raise ValueError(f"{name} is a {type(maps).__name__}; {wanted}")
+    got = f"{name} has shape {list(maps.shape)} and type {maps.dtype}; {wanted}"
+    channels_last = isinstance(maps, np.ndarray) or maps.dtype == torch.uint8
+    frames = torch.as_tensor(maps)
+    if frames.ndim != 4 or 0 in frames.shape or frames.shape[3 if channels_last else 1] != 3:
+        raise ValueError(got)
+    if channels_last:
+        frames = frames.permute(0, 3, 1, 2)
+    if frames.dtype == torch.uint8:
+        return frames
+    if not frames.is_floating_point():
+        raise ValueError(got)
+    return frames.float()
+
+
+def _as_picture(item: Any, name: str, wanted: str) -> NDArray[np.uint8]:
+    if isinstance(item, Image.Image):
+        return np.asarray(item.convert("RGB"))
+    if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim == 3:
+        return item
+    raise ValueError(f"{name} lists a {type(item).__name__}; {wanted}")
+
+
+def _resize_pictures(frames: Tensor, size_wh: tuple[int, int]) -> Tensor:
+    """uint8 [F, 3, H, W] -> uint8 [F, 3, height, width]."""
+    resized = torch.empty(len(frames), 3, size_wh[1], size_wh[0], dtype=torch.uint8)
+    for i, frame in enumerate(frames):
+        picture = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
+        resized[i] = torch.from_numpy(np.array(picture.resize(size_wh, Image.Resampling.LANCZOS))).permute(2, 0, 1)
+    return resized
