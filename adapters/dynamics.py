@@ -90,7 +90,7 @@ class DynamicsAdapter(SiteAdapter, ConfigMixin):
         sites = spatial_sites(unet, cls.kind)
         adapter = cls(sites={site: attn.to_q.in_features for site, attn in sites.items()})
         for site, attn in sites.items():
-            adapter.layers[site_key(site)]["to_q_ref"].weight.data.copy_(attn.to_q.weight.data)
+            adapter.site_layers(site)["to_q_ref"].weight.data.copy_(attn.to_q.weight.data)
         return adapter.to(unet.device)
 
     def make_processor(self, site: str) -> DynamicsAttnProcessor:

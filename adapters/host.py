@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from diffusers import ModelMixin
 from diffusers.models.attention_processor import Attention
@@ -67,7 +67,7 @@ class SiteAdapter(ModelMixin):
         self._check_sites(sites)
         for site, attn in sites.items():
             before = attn.processor
-            for name, layer in self.layers[site_key(site)].items():
+            for name, layer in self.site_layers(site).items():
                 attn.add_module(name, layer)
             processor = self.make_processor(site)
             processor.scale = self._scale
@@ -95,7 +95,11 @@ class SiteAdapter(ModelMixin):
     @property
     def layer_names(self) -> list[str]:
         """Names of the layers on one site."""
-        return list(next(iter(self.layers.values())))
+        return list(cast(nn.ModuleDict, next(iter(self.layers.values()))))
+
+    def site_layers(self, site: str) -> nn.ModuleDict:
+        """The layers for one site, by name."""
+        return cast(nn.ModuleDict, self.layers[site_key(site)])
 
     def _check_sites(self, sites: Mapping[str, Attention]) -> None:
         wanted = set(self.layers)
@@ -107,10 +111,10 @@ class SiteAdapter(ModelMixin):
                 f" {odd[0].replace('-', '.')}"
             )
         for site, attn in sites.items():
-            for name, layer in self.layers[site_key(site)].items():
+            for name, layer in self.site_layers(site).items():
                 if hasattr(attn, name):
                     raise ValueError(f"{site} already has a {name}: another adapter is attached")
-                self._check_width(site, attn, layer)
+                self._check_width(site, attn, cast(nn.Linear, layer))
 
     def _check_width(self, site: str, attn: Attention, layer: nn.Linear) -> None:
         """Raise ValueError when a layer does not fit its site."""

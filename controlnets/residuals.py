@@ -66,7 +66,7 @@ def control_residuals(
         raise ValueError(
             f"condition has shape {list(condition.shape)}, wanted [B, {channels}, {num_frames}, height, width]"
         )
-    if hasattr(timestep, "repeat_interleave") and timestep.ndim:  # a timestep per clip becomes one per frame
+    if isinstance(timestep, Tensor) and timestep.ndim:  # a timestep per clip becomes one per frame
         timestep = timestep.repeat_interleave(num_frames)
     down, mid = controlnet(
         fold(latents),

@@ -126,7 +126,9 @@ class XDynaUNet(UNetMotionModel):
         num_text_tokens: T, text tokens per clip; image tokens come after them.
     """
 
-    _repeated_blocks: ClassVar[list[str]] = ["BasicTransformerBlock", "ClipResnetBlock"]
+    # What `compile_repeated_blocks()` compiles. ResNets are left out: SD1.5 has more widths of them than torch will
+    # recompile one piece of code for.
+    _repeated_blocks: ClassVar[list[str]] = ["BasicTransformerBlock"]
 
     @register_to_config
     def __init__(
