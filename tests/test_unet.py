@@ -3,10 +3,11 @@
 import json
 import warnings
 
+import accelerate
 import pytest
 import torch
 from diffusers import UNetMotionModel
-from small_models import small_unet
+from small_models import randomised, small_unet
 
 from xdyna import DynamicsAdapter, XDynaUNet
 
@@ -216,3 +217,30 @@ def test_unknown_reference_timestep_is_refused() -> None:
 def test_from_unet2d_is_refused() -> None:
     with pytest.raises(NotImplementedError, match="xdyna convert"):
         XDynaUNet.from_unet2d(None)
+
+
+def test_weights_kept_on_the_cpu_and_fetched_as_needed() -> None:
+    """accelerate's offload hooks, with an adapter's layers on the host."""
+    unet = small_unet()
+    adapter = randomised(DynamicsAdapter.from_unet(unet), seed=3).attach(unet)
+    sample, text = inputs(unet)
+    wanted = run(unet, sample, text)
+    accelerate.cpu_offload(unet, execution_device=torch.device("cpu"))
+    assert all(p.device.type == "meta" for p in adapter.parameters())
+    assert torch.equal(run(unet, sample, text), wanted)
+    accelerate.hooks.remove_hook_from_module(unet, recurse=True)
+    assert torch.equal(run(unet, sample, text), wanted)
+
+
+def test_autocast_runs_a_half_precision_host_with_a_full_precision_adapter() -> None:
+    """The usual arrangement while an adapter trains."""
+    unet = small_unet()
+    sample, text = inputs(unet)
+    adapter = randomised(DynamicsAdapter.from_unet(unet), seed=3)
+    with adapter.attached(unet):
+        wanted = run(unet, sample, text)
+    unet.to(torch.bfloat16)
+    with adapter.attached(unet), torch.autocast("cpu", torch.bfloat16):
+        got = run(unet, sample, text)
+    assert next(adapter.parameters()).dtype == torch.float32
+    assert (got.float() - wanted).abs().mean() < 0.05 * wanted.abs().mean()
