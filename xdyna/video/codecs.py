@@ -1,0 +1,61 @@
+"""The codecs a result can be written in, and the settings that make their bytes repeatable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import av
+
+from xdyna.errors import UserError, near_matches
+
+#: Encoder threads. The number goes into the bytes of some encoders, so it is fixed and not taken from the machine.
+NUM_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One way to write MP4.
+
+    Attributes:
+        encoder: FFmpeg's name of the encoder.
+        options: its settings; quality is fixed, so the bit rate follows the picture.
+    """
+
+    encoder: str
+    options: dict[str, str] = field(default_factory=dict)
+
+
+_CODECS = {
+    "h264": Codec("libx264", {"crf": "17", "preset": "medium"}),
+    # x265 prints to stderr past FFmpeg's log, and its thread pool changes the bytes: both are switched off.
+    "h265": Codec(
+        "libx265", {"crf": "20", "preset": "medium", "x265-params": "log-level=none:pools=none:frame-threads=1"}
+    ),
+    "vp9": Codec("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "0"}),
+    "av1": Codec("libsvtav1", {"crf": "24", "preset": "8", "svtav1-params": "lp=1"}),
+}
+
+
+def known_codecs() -> list[str]:
+    """Names for `--codec` that this machine's PyAV can encode."""
+    return [name for name, codec in _CODECS.items() if _can_encode(codec.encoder)]
+
+
+def find_codec(name: str) -> Codec:
+    """The codec of that name.
+
+    Raises:
+        UserError: unknown, or not in this build of PyAV.
+    """
+    known = known_codecs()
+    if name not in known:
+        raise UserError(f"codec is {name!r}; wanted one of {', '.join(known)}{near_matches(name, known)}")
+    return _CODECS[name]
+
+
+def _can_encode(encoder: str) -> bool:
+    try:
+        av.codec.Codec(encoder, "w")
+    except av.codec.codec.UnknownCodecError:
+        return False
+    return True

@@ -1,0 +1,193 @@
+"""Open a video file, whatever is wrong with it, and say what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.error
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from xdyna.errors import UserError
+from xdyna.files import check_is_file
+from xdyna.video.picture import shown_size_wh
+
+MAX_SIDE_PX = 8192
+WANTED = "wanted a video file such as MP4, MOV, MKV, WebM, AVI or GIF"
+
+# Only containers that hold pictures themselves. FFmpeg would also follow play lists to other files and to the
+# network, and would draw a text file as a video of text.
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,asf,flv,ogg,ivf,apng,mjpeg,dv,mxf,nut,rm,"
+    "h264,hevc,av1,obu,m4v,yuv4mpegpipe"
+)
+_PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file holds.
+
+    Attributes:
+        size_wh: (width, height) as shown: after rotation and with square pixels.
+        fps: frames per second; the mean of a clip of variable rate.
+        num_frames: frames according to the file's header, None where it does not say.
+        duration_s: seconds from the first frame to the end of the last.
+        has_audio: whether there is a sound track.
+        start: time stamp of the first frame, seconds (not always 0).
+        codec: FFmpeg's name of the video codec.
+    """
+
+    size_wh: tuple[int, int]
+    fps: Fraction
+    num_frames: int | None
+    duration_s: float
+    has_audio: bool
+    start: Fraction
+    codec: str
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Look at a video without reading it all: header and first frame.
+
+    Raises:
+        UserError: not a video file, or not one frame of it can be decoded.
+    """
+    path = Path(path)
+    with open_video(path) as (container, stream):
+        _check_coded_size(path, stream)
+        frame = _first_frame(path, container, stream)
+        fps = _frame_rate(stream)
+        start = _start_of(stream, frame)
+        duration = _declared_duration(container, stream)
+        info = VideoInfo(
+            size_wh=shown_size_wh(frame, stream.sample_aspect_ratio),
+            fps=fps,
+            num_frames=stream.frames or None,
+            duration_s=0.0,
+            has_audio=bool(container.streams.audio),
+            start=start,
+            codec=stream.codec_context.name,
+        )
+    if duration is None:
+        duration = _end_of_packets(path) - start
+    return _with_duration(info, max(duration, 1 / fps))
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The opened file and its video stream.
+
+    Raises:
+        UserError: missing, a folder, empty, not a video, or without a picture track.
+    """
+    check_is_file(path, WANTED)
+    try:
+        container = av.open(
+            str(path),
+            options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
+            metadata_errors="replace",
+        )
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise UserError(f"{path}: {_why_not_opened(path, error)}") from error
+    with container:
+        yield container, _video_stream(path, container)
+
+
+def packet_frames(packet: av.Packet[VideoStream]) -> list[VideoFrame] | None:
+    """The frames that a packet completes; None where the packet is damaged."""
+    try:
+        frames = packet.decode()
+    except av.error.InvalidDataError:
+        return None
+    return None if any(frame.is_corrupt for frame in frames) else frames
+
+
+def _why_not_opened(path: Path, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if path.suffix.lower() in _PICTURE_SUFFIXES:
+        return f"is a picture; {WANTED}"
+    return f"not a readable video (damaged, cut short, or something else under this name); {WANTED}"
+
+
+def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+    cover = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not streams:
+        kind = "only sound" if container.streams.audio else "no picture track"
+        raise UserError(f"{path}: holds {kind}; {WANTED}")
+    return streams[0]
+
+
+def _check_coded_size(path: Path, stream: VideoStream) -> None:
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if max(width, height) > MAX_SIDE_PX:
+        raise UserError(f"{path}: {width}x{height} px; wanted at most {MAX_SIDE_PX} px a side; make it smaller first")
+
+
+def _first_frame(path: Path, container: InputContainer, stream: VideoStream) -> VideoFrame:
+    try:
+        for packet in container.demux(stream):
+            for frame in packet_frames(packet) or []:
+                return frame
+    except (av.error.FFmpegError, OSError):
+        pass  # reported below, as a file in which nothing decodes
+    raise UserError(f"{path}: not one frame of it can be decoded (no frames, damaged or cut short); {WANTED}")
+
+
+def _frame_rate(stream: VideoStream) -> Fraction:
+    if stream.codec_context.name == "gif" and stream.frames and stream.duration and stream.time_base:
+        # FFmpeg guesses from the first delays, which are whole hundredths of a second.
+        return simple_rate(stream.frames / (stream.duration * stream.time_base))
+    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+        if rate and 0 < rate <= 1000:
+            return simple_rate(rate)
+    return Fraction(25)
+
+
+def simple_rate(fps: float | Fraction) -> Fraction:
+    """The nearest rate with a denominator of at most 1001, so 30000/1001 stays and 29.9998 becomes 30."""
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _start_of(stream: VideoStream, first: VideoFrame) -> Fraction:
+    time_base = stream.time_base or Fraction(1)
+    if stream.start_time is not None:
+        return stream.start_time * time_base
+    return Fraction(first.pts or 0) * time_base
+
+
+def _declared_duration(container: InputContainer, stream: VideoStream) -> Fraction | None:
+    if stream.duration and stream.time_base:
+        return stream.duration * stream.time_base
+    if container.duration:
+        return Fraction(container.duration, 1_000_000)
+    return None
+
+
+def _end_of_packets(path: Path) -> Fraction:
+    """The end of the last packet, seconds, for files whose header holds no duration (nothing is decoded)."""
+    end = Fraction(0)
+    with open_video(path) as (container, stream):
+        time_base = stream.time_base or Fraction(1)
+        rate = _frame_rate(stream)
+        try:
+            for number, packet in enumerate(container.demux(stream)):
+                if packet.pts is not None:
+                    end = max(end, (packet.pts + (packet.duration or 0)) * time_base)
+                elif packet.size:
+                    end = max(end, (number + 1) / rate)
+        except (av.error.FFmpegError, OSError):
+            pass  # a file cut short: what came before counts
+    return end
+
+
+def _with_duration(info: VideoInfo, duration: Fraction) -> VideoInfo:
+    return VideoInfo(**{**info.__dict__, "duration_s": float(duration)})
