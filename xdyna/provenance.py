@@ -116,10 +116,14 @@ def _png_comments(path: Path) -> list[str]:
 
 
 def _container_comments(path: Path) -> list[str]:
-    from xdyna.video.source import open_video
+    import av
 
-    with open_video(path) as (container, _):
-        return list(container.metadata.values())
+    try:
+        # Only the containers that `VideoWriter` makes: FFmpeg would take a text file for a video too.
+        with av.open(str(path), options={"format_whitelist": "mov"}, metadata_errors="replace") as container:
+            return list(container.metadata.values())
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable file of a kind that can carry facts; {_READABLE}") from error
 
 
 def _gif_comments(path: Path) -> list[str]:

@@ -73,7 +73,7 @@ def _turns(frame: VideoFrame) -> tuple[bool, bool, bool]:
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(matrix, SideData):
         return False, False, False
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    a, b, _, c, d = np.frombuffer(memoryview(matrix), np.int32)[:5].tolist()
     if abs(a) >= abs(b):
         return False, a < 0, d < 0
     return True, c < 0, b < 0
