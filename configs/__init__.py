@@ -37,15 +37,17 @@ def load_config(
     name_or_path: str | Path | None = None,
     overrides: Iterable[str] = (),
     *,
+    below: Iterable[tuple[str, Mapping[str, Any]]] = (),
     values: Mapping[str, Any] | None = None,
 ) -> ConfigT:
-    """Build a config from, weakest first: the class's defaults, a preset or file, ``KEY=VALUE`` texts, given values.
+    """Build a config. Weakest first: the class's defaults, a preset or file, `below`, ``KEY=VALUE`` texts, `values`.
 
     Args:
         model_class: a subclass of `Config`.
         name_or_path: a preset's name (``infer/auto``: the file ``configs/infer/auto.yaml``), a path to a YAML or JSON
             file, or None for the defaults alone.
         overrides: ``KEY=VALUE`` texts; a dotted key reaches into a nested config, the value is read as YAML.
+        below: further mappings, each with the text that names it in messages, such as a job of a manifest.
         values: what options gave, by config key; a None means 'not given' and is left out. Messages name the key
             ``num_steps`` as ``--num-steps``.
     Raises:
@@ -56,6 +58,7 @@ def load_config(
     if name_or_path is not None:
         path = find_preset(name_or_path)
         layers.append(_Layer(str(path), read_mapping(path)))
+    layers += [_Layer(origin, mapping) for origin, mapping in below]
     layers += [_Layer(f"--set {text}", parse_override(text)) for text in overrides]
     given = {key: value for key, value in (values or {}).items() if value is not None}
     layers += [_Layer(f"--{key.replace('_', '-')}", {key: value}) for key, value in given.items()]

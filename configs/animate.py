@@ -110,8 +110,8 @@ class AnimateConfig(Config):
             raise ValueError(f"wanted an overlap ({self.overlap}) smaller than the window ({self.window})")
         for name in ("pose", "face"):
             start, end = getattr(self, f"{name}_start"), getattr(self, f"{name}_end")
-            if start > end:
-                raise ValueError(f"wanted {name}_start ({start}) at or before {name}_end ({end})")
+            if start >= end:
+                raise ValueError(f"wanted {name}_start ({start}) before {name}_end ({end})")
         if self.detector == "tracks" and self.tracks is None:
             raise ValueError("detector 'tracks' wants a tracks file (--tracks FILE)")
         return self

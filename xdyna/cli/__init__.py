@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import xdyna
-from xdyna.cli.common import start_talk
+from xdyna.cli.common import fail, start_talk
 from xdyna.errors import UserError
 
 #: Sub-commands in the order of the help: each is a module of this package with `app` (a Typer) or a function of its
@@ -98,5 +98,5 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"xdyna: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    fail(message)
     return status

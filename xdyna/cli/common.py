@@ -108,6 +108,11 @@ def announce(line: str) -> None:
     logging.getLogger("xdyna").info("%s", line)
 
 
+def fail(message: str) -> None:
+    """Say in one line on stderr what went wrong."""
+    print(f"xdyna: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
 def emit_json(report: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout, with the notices so far as its last key; paths become text."""
     talk = current_talk()

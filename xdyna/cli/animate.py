@@ -1,0 +1,205 @@
+"""`xdyna animate`: one photo and one driving video, or a manifest of many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xdyna.cli.common import (
+    ConfigOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ResumeOption,
+    SeedOption,
+    SetOption,
+    announce,
+    emit_json,
+    fail,
+    progress,
+)
+from xdyna.configs import load_config
+from xdyna.configs.animate import AnimateConfig
+from xdyna.errors import UserError
+from xdyna.jobs import Job, load_jobs, outputs_of
+
+if TYPE_CHECKING:
+    from xdyna.infer.animate import AnimateJob
+
+MODEL, DRIVER, MAPS, RESULT = "Model and sampling", "Driving video", "Pose, face and alignment", "Result"
+
+
+def _option(flag: str, text: str, panel: str, **more: Any) -> Any:
+    return typer.Option(*flag.split(), help=text, rich_help_panel=panel, show_default=False, **more)
+
+
+def animate(
+    context: typer.Context,
+    ref: Annotated[Path | None, typer.Option("--ref", help="Photo of the person to animate.")] = None,
+    pose_video: Annotated[Path | None, typer.Option("--pose-video", help="Video whose motion is followed.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="MP4, MOV or GIF file, or a folder of PNG files [default: out.mp4]."),
+    ] = None,
+    jobs: Annotated[
+        Path | None, typer.Option("--jobs", help="Manifest of many jobs (YAML, JSON, JSON lines); -o is its folder.")
+    ] = None,
+    list_people: Annotated[
+        Path | None,
+        _option("--list-people", "Only write a picture of the numbered people of the driving video.", DRIVER),
+    ] = None,
+    model: Annotated[str | None, _option("--model", "auto, tiny, x-dyna or a folder [auto].", MODEL)] = None,
+    size: Annotated[str | None, _option("--size", "WxH in pixels [the model's].", MODEL)] = None,
+    steps: Annotated[int | None, _option("--steps", "Denoising steps [the model's].", MODEL)] = None,
+    guidance: Annotated[float | None, _option("--guidance", "Guidance scale; 1 is off [the model's].", MODEL)] = None,
+    scheduler: Annotated[str | None, _option("--scheduler", "ddim, euler, dpm++, unipc, ..", MODEL)] = None,
+    window: Annotated[int | None, _option("--window", "Frames that are denoised together.", MODEL)] = None,
+    overlap: Annotated[int | None, _option("--overlap", "Frames that neighbouring windows share.", MODEL)] = None,
+    schedule: Annotated[str | None, _option("--schedule", "Windows: open, or closed (official) [open].", MODEL)] = None,
+    adapter_scale: Annotated[float | None, _option("--adapter-scale", "Strength of the reference [1].", MODEL)] = None,
+    pose_scale: Annotated[float | None, _option("--pose-scale", "Strength of the pose [1].", MODEL)] = None,
+    face_scale: Annotated[float | None, _option("--face-scale", "Strength of the face [1].", MODEL)] = None,
+    lora: Annotated[list[str] | None, _option("--lora", "LoRA file, FILE or FILE:scale; repeatable.", MODEL)] = None,
+    prompt: Annotated[str | None, _option("--prompt", "Text for the model [empty].", MODEL)] = None,
+    negative_prompt: Annotated[str | None, _option("--negative-prompt", "What to avoid [empty].", MODEL)] = None,
+    start: Annotated[
+        str | None, _option("--start", "Seconds into the video, or auto: the best pose [0].", DRIVER)
+    ] = None,
+    fps: Annotated[float | None, _option("--fps", "Sample the video at this rate [its own].", DRIVER)] = None,
+    stride: Annotated[int | None, _option("--stride", "Keep every Nth frame; the speed stays [1].", DRIVER)] = None,
+    frames: Annotated[int | None, _option("--frames", "At most this many frames [all].", DRIVER)] = None,
+    person: Annotated[int | None, _option("--person", "Which person, from the left [the biggest].", DRIVER)] = None,
+    detector: Annotated[
+        str | None, _option("--detector", "auto, mediapipe, dwpose, controlnet-aux or tracks [auto].", MAPS)
+    ] = None,
+    detector_file: Annotated[
+        list[Path] | None, _option("--detector-file", "DWPose's ONNX file(s); repeatable.", MAPS)
+    ] = None,
+    tracks: Annotated[Path | None, _option("--tracks", "Poses from a .tracks.npz file.", MAPS)] = None,
+    pose_maps: Annotated[Path | None, _option("--pose-maps", "A video of drawn skeletons.", MAPS)] = None,
+    smooth: Annotated[bool | None, _option("--smooth/--no-smooth", "Smooth the poses over time [on].", MAPS)] = None,
+    align: Annotated[str | None, _option("--align", "auto, none, affine or bones [auto].", MAPS)] = None,
+    face: Annotated[bool | None, _option("--face/--no-face", "Follow the face [on where the model can].", MAPS)] = None,
+    codec: Annotated[str | None, _option("--codec", "Video codec of an MP4 [h264].", RESULT)] = None,
+    audio: Annotated[bool | None, _option("--audio/--no-audio", "Keep the video's sound [on].", RESULT)] = None,
+    compare: Annotated[
+        bool | None, _option("--compare", "Also write NAME.compare: photo, driver, pose and result.", RESULT)
+    ] = None,
+    watermark: Annotated[str | None, _option("--watermark", "A visible mark of this text.", RESULT)] = None,
+    upscale: Annotated[
+        int | None, _option("--upscale", "Enlarge the result N times by resampling [1].", RESULT)
+    ] = None,
+    save_maps: Annotated[Path | None, _option("--save-maps", "Folder for what the model sees.", RESULT)] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+    resume: ResumeOption = False,
+) -> None:
+    """Animate a photo of a person with the motion of a video.
+
+    Writes OUTPUT and, beside it, OUTPUT.json with all settings and the seed. What options do not say comes from --set,
+    then from --config, then from the model's own preset.
+    """
+    options = {key: context.params[key] for key in AnimateConfig.model_fields if key in context.params}
+    settings = _Settings(config, overrides or [], options)
+    if jobs is not None:
+        if ref or pose_video or list_people:
+            raise UserError(
+                "--jobs: the manifest names photos and videos, wanted no --ref, --pose-video or --list-people"
+            )
+        _animate_all(load_jobs(jobs), settings, output or Path(), as_json=as_json, resume=resume)
+    elif list_people is not None:
+        _list_people(pose_video, settings, list_people, as_json=as_json)
+    else:
+        job = Job(ref=_wanted(ref, "--ref", "the photo of the person to animate"), pose_video=pose_video)
+        _animate_one(_job(job, settings, output or Path("out.mp4")), as_json=as_json, resume=resume)
+
+
+class _Settings:
+    """Where settings come from, to be resolved for each job."""
+
+    def __init__(self, config: str | None, overrides: list[str], options: Mapping[str, Any]) -> None:
+        self.config = config or "infer/auto"
+        self.overrides = overrides
+        # A repeatable option that was not used is an empty list; it must not hide what a config says.
+        self.options = {key: value for key, value in options.items() if value not in (None, [], ())}
+
+    def resolve(self, job: Job | None = None) -> AnimateConfig:
+        below = [(job.origin, job.settings)] if job and job.settings else []
+        return load_config(AnimateConfig, self.config, self.overrides, below=below, values=self.options)
+
+
+def _wanted(path: Path | None, flag: str, meaning: str) -> Path:
+    if path is None:
+        raise UserError(f"{flag} is missing: wanted {meaning}")
+    return path
+
+
+def _job(job: Job, settings: _Settings, output: Path) -> AnimateJob:
+    from xdyna.infer.animate import AnimateJob
+
+    return AnimateJob(job.ref, job.pose_video, output, settings.resolve(job))
+
+
+def _animate_one(job: AnimateJob, *, as_json: bool, resume: bool) -> None:
+    from xdyna.infer.animate import animate as run
+    from xdyna.infer.animate import finished
+
+    if resume and (done := finished(job)):
+        announce(f"{job.output}: finished by an earlier run")
+        report = done
+    else:
+        with progress(quiet=as_json) as on_progress:
+            result = run(job, on_progress)
+        announce(result.summary())
+        report = result.report()
+    if as_json:
+        emit_json(report)
+
+
+def _animate_all(jobs: list[Job], settings: _Settings, folder: Path, *, as_json: bool, resume: bool) -> None:
+    """Run all jobs of a manifest; one that fails is reported and the others go on."""
+    from xdyna.infer.animate import animate as run
+    from xdyna.infer.animate import finished
+
+    outputs = outputs_of(jobs, folder)
+    reports: list[dict[str, Any]] = []
+    num_failed = 0
+    for number, (job, output) in enumerate(zip(jobs, outputs, strict=True), 1):
+        announce(f"job {number} of {len(jobs)}: {output}")
+        try:
+            animate_job = _job(job, settings, output)
+            if resume and (done := finished(animate_job)):
+                announce(f"{output}: finished by an earlier run")
+                reports.append({**done, "skipped": True})
+                continue
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with progress(quiet=as_json) as on_progress:
+                result = run(animate_job, on_progress)
+            announce(result.summary())
+            reports.append(result.report())
+        except UserError as error:
+            num_failed += 1
+            fail(f"{job.origin}: {error}")
+            reports.append({"output": output, "error": str(error)})
+    if as_json:
+        emit_json({"jobs": reports, "failed": num_failed})
+    if num_failed:
+        raise UserError(f"{num_failed} of {len(jobs)} jobs failed, see above; --resume runs only what is not finished")
+
+
+def _list_people(pose_video: Path | None, settings: _Settings, picture: Path, *, as_json: bool) -> None:
+    from xdyna.infer.animate import list_people
+
+    driving = _wanted(pose_video, "--pose-video", "the video whose people are to be listed")
+    with progress(quiet=as_json) as on_progress:
+        people = list_people(driving, picture, settings.resolve(), on_progress)
+    announce(f"{picture}: {len(people)} people, numbered from the left; choose one with --person N")
+    if as_json:
+        emit_json({"picture": picture, "people": people})
