@@ -13,6 +13,7 @@ __path__ += [str(root) for root in [Path(__file__).resolve().parents[1]] if (roo
 _LAZY = {
     "DynamicsAdapter": "xdyna.adapters.dynamics",
     "ImagePromptAdapter": "xdyna.adapters.image_prompt",
+    "ModelMixin": "diffusers",  # diffusers asks a component's library for it, to learn how to load the component
     "PoseControlNet": "xdyna.controlnets.pose",
     "SFaceControlNet": "xdyna.controlnets.s_face",
     "StoredPrompt": "xdyna.prompts",

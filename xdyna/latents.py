@@ -84,7 +84,8 @@ def initial_latents(reference_latents: Tensor, noise: Tensor, mask: Tensor, sche
         [1, C, F, h, w], in the scheduler's own scale (before `scale_model_input`).
     """
     clean = downgrade_input(reference_latents, mask)
-    return scheduler.add_noise(clean, noise.to(clean), timestep.reshape(1))  # type: ignore[no-any-return]
+    noisy: Tensor = scheduler.add_noise(clean, noise.to(clean), timestep.reshape(1))
+    return noisy
 
 
 @dataclass(frozen=True, eq=False)
