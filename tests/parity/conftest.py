@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,12 @@ def check(pytestconfig: pytest.Config) -> Check:
         assert all(error <= tolerance for error in errors.values()), errors
 
     return note
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where converted sets are kept while the tests run."""
+    return tmp_path_factory.mktemp("converted")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -28,11 +28,6 @@ sets = pytest.mark.parametrize("name", set_names())
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("converted")
-
-
-@pytest.fixture(scope="session")
 def load_unet(folder: Path) -> Callable[[str], XDynaUNet]:
     """The UNet of a set with both adapters attached."""
     loaded: dict[str, XDynaUNet] = {}

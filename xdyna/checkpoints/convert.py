@@ -307,9 +307,8 @@ def _write_index(out: Path, classes: Mapping[str, type[Any]]) -> None:
 
 
 def _library(kind: type[Any]) -> str:
-    """As diffusers writes it: the package of its own and of transformers' classes, the module of ours."""
-    package = kind.__module__.partition(".")[0]
-    return package if package in ("diffusers", "transformers") else kind.__module__
+    """The package that `from_pretrained` imports a class from."""
+    return kind.__module__.partition(".")[0]
 
 
 def _warn_of_absent(files: OfficialFiles, classes: Mapping[str, Any], report: Report) -> None:
