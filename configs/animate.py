@@ -55,6 +55,7 @@ class AnimateConfig(Config):
     size: SizeWH | None = None  # (width, height), pixels
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance: Annotated[float, Field(ge=1.0, le=100.0)] | None = None
+    # None: the scheduler that the model was saved with.
     scheduler: Literal["ddim", "ddpm", "pndm", "lms", "euler", "euler-ancestral", "dpm++", "unipc", "lcm"] | None = None
     prompt: str = ""
     negative_prompt: str = ""

@@ -109,7 +109,7 @@ def test_missing_files_and_presets_are_told_apart(tmp_path: Path) -> None:
 def test_presets_are_sound(name: str) -> None:
     config = load_config(AnimateConfig, name)
     if config.model != "auto":
-        decided = ("size", "steps", "guidance", "scheduler", "window", "overlap")
+        decided = ("size", "steps", "guidance", "window", "overlap")
         assert all(getattr(config, key) is not None for key in decided), "a model's preset decides all of these"
 
 

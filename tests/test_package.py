@@ -25,12 +25,12 @@ HEAVY = ("torch", "diffusers", "transformers")
 LAYERS = (
     ("errors", "files"),
     (
-        "attention", "configs", "data", "jobs", "latents", "metrics", "models", "photo", "preprocess",
+        "attention", "configs", "data", "inputs", "jobs", "latents", "metrics", "models", "photo", "preprocess",
         "prompts", "provenance", "video", "windows",
     ),
     ("unet",),
     ("adapters", "controlnets"),
-    ("checkpoints", "pipeline"),
+    ("checkpoints", "denoise", "pipeline"),
     ("infer", "train"),
     ("cli",),
 )  # fmt: skip

@@ -142,9 +142,10 @@ def _wanted(path: Path | None, flag: str, meaning: str) -> Path:
 
 
 def _job(job: Job, settings: _Settings, output: Path) -> AnimateJob:
+    config = settings.resolve(job)
     from xdyna.infer.animate import AnimateJob
 
-    return AnimateJob(job.ref, job.pose_video, output, settings.resolve(job))
+    return AnimateJob(job.ref, job.pose_video, output, config)
 
 
 def _animate_one(job: AnimateJob, *, as_json: bool, resume: bool) -> None:
@@ -195,11 +196,12 @@ def _animate_all(jobs: list[Job], settings: _Settings, folder: Path, *, as_json:
 
 
 def _list_people(pose_video: Path | None, settings: _Settings, picture: Path, *, as_json: bool) -> None:
+    driving = _wanted(pose_video, "--pose-video", "the video whose people are to be listed")
+    config = settings.resolve()
     from xdyna.infer.animate import list_people
 
-    driving = _wanted(pose_video, "--pose-video", "the video whose people are to be listed")
     with progress(quiet=as_json) as on_progress:
-        people = list_people(driving, picture, settings.resolve(), on_progress)
+        people = list_people(driving, picture, config, on_progress)
     announce(f"{picture}: {len(people)} people, numbered from the left; choose one with --person N")
     if as_json:
         emit_json({"picture": picture, "people": people})
