@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import av
 
-from xdyna.errors import UserError, near_matches
+from xdyna.errors import UserError
 
 #: Encoder threads. The number goes into the bytes of some encoders, so it is fixed and not taken from the machine.
 NUM_THREADS = 2
@@ -19,17 +19,19 @@ class Codec:
     Attributes:
         encoder: FFmpeg's name of the encoder.
         options: its settings; quality is fixed, so the bit rate follows the picture.
+        tag: the name in the file, where FFmpeg's choice does not play everywhere.
     """
 
     encoder: str
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str]
+    tag: str | None = None
 
 
 _CODECS = {
     "h264": Codec("libx264", {"crf": "17", "preset": "medium"}),
     # x265 prints to stderr past FFmpeg's log, and its thread pool changes the bytes: both are switched off.
     "h265": Codec(
-        "libx265", {"crf": "20", "preset": "medium", "x265-params": "log-level=none:pools=none:frame-threads=1"}
+        "libx265", {"crf": "20", "preset": "medium", "x265-params": "log-level=none:pools=none:frame-threads=1"}, "hvc1"
     ),
     "vp9": Codec("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "0"}),
     "av1": Codec("libsvtav1", {"crf": "24", "preset": "8", "svtav1-params": "lp=1"}),
@@ -49,7 +51,7 @@ def find_codec(name: str) -> Codec:
     """
     known = known_codecs()
     if name not in known:
-        raise UserError(f"codec is {name!r}; wanted one of {', '.join(known)}{near_matches(name, known)}")
+        raise UserError(f"codec is {name!r}; wanted one of {', '.join(known)}")
     return _CODECS[name]
 
 

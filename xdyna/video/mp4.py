@@ -78,6 +78,8 @@ class Mp4Sink:
         self._stream.pix_fmt = "yuv420p"
         context = self._stream.codec_context
         context.thread_count = NUM_THREADS
+        if codec.tag:
+            context.codec_tag = codec.tag
         # BT.601 is what readers assume that do not look at the tag (OpenCV, decord); the tag tells the others.
         context.colorspace = Colorspace.SMPTE170M
         context.color_range = ColorRange.MPEG

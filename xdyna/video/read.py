@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from math import ceil
 from pathlib import Path
+from typing import Literal
 
 import av
 import av.error
@@ -16,10 +18,11 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from xdyna.errors import UserError
+from xdyna.video.decord_frames import decord_frames
 from xdyna.video.picture import Image, to_rgb
 from xdyna.video.sample import Timed, sample_by_time
 from xdyna.video.sound import AudioCut
-from xdyna.video.source import VideoInfo, open_video, packet_frames, probe, simple_rate
+from xdyna.video.source import VideoInfo, open_decoder, open_video, packet_frames, probe, simple_rate
 
 MAX_FPS = 240
 _SEEK_FROM_S = 2  # nearer to the beginning it is not worth it
@@ -37,6 +40,8 @@ class VideoReader:
         fps: frames per second to sample at; None keeps the video's own rate.
         stride: keep every Nth.
         frames: at most this many; None for all.
+        backend: what decodes: "av" (PyAV), or "decord" (extra `video`), which gives the same frames; PyAV takes over
+            for files that decord does not read alike.
     Attributes:
         path: the file.
         info: what `probe` found.
@@ -54,6 +59,7 @@ class VideoReader:
         fps: float | Fraction | None = None,
         stride: int = 1,
         frames: int | None = None,
+        backend: Literal["av", "decord"] = "av",
     ) -> None:
         self.path = Path(path)
         _check_options(self.path, start_s, fps, stride, frames)
@@ -63,6 +69,7 @@ class VideoReader:
         self._start = Fraction(start_s).limit_denominator(1_000_000)
         self._stride = stride
         self._limit = frames
+        self._backend = backend
         self.fps = self._rate / stride
         self.size_wh = self.info.size_wh
         self.warnings: list[str] = []
@@ -87,28 +94,35 @@ class VideoReader:
         self.warnings.clear()
         start = self.info.start + self._start
         decoder = _Decoder(self.path, self.info, start)
+        by_decord = decord_frames(self.path, self.info) if self._backend == "decord" else None
         num_given = 0
-        with closing(decoder.frames()) as shown:
-            for frame in sample_by_time(shown, self._rate, start=start, stride=self._stride, limit=self._limit):
+        with closing(by_decord or decoder.frames()) as shown:
+            for picture in sample_by_time(shown, self._rate, start=start, stride=self._stride, limit=self._limit):
                 num_given += 1
-                yield to_rgb(frame, self.size_wh)
+                yield picture()
         if num_given == 0:
             raise UserError(f"{self.path}: no frame could be read from {float(self._start):g} s on")
-        self.warnings += decoder.complaints(cut_off=self._limit == num_given)
+        if by_decord is None:
+            self.warnings += decoder.complaints(cut_off=self._limit == num_given)
 
 
 @dataclass
 class _Decoder:
-    """Decodes from the key frame before `start` on, passes over damage and keeps count of it."""
+    """Decodes from the key frame before `start` on, passes over damage and remembers it.
+
+    Attributes:
+        end: end of the last readable frame, seconds.
+        broken: times of the packets that gave no frame, seconds.
+    """
 
     path: Path
     info: VideoInfo
     start: Fraction
-    num_broken: int = 0
     end: Fraction = Fraction(0)
+    broken: list[Fraction] = field(default_factory=list)
 
-    def frames(self) -> Generator[Timed[VideoFrame]]:
-        """The readable frames with their times, seconds."""
+    def frames(self) -> Generator[Timed[Callable[[], Image]]]:
+        """The readable frames with their times, seconds; converted to RGB when they are asked for."""
         with open_video(self.path) as (container, stream):
             far_in = self.start - self.info.start > _SEEK_FROM_S
             if far_in and stream.time_base and self._seek(container, stream):
@@ -121,10 +135,11 @@ class _Decoder:
         """What to tell the user; with `cut_off` the end of the file was not reached on purpose."""
         declared_end = self.info.start + Fraction(self.info.duration_s).limit_denominator(1_000_000)
         num_missing = 0 if cut_off else max(0, round((declared_end - self.end) * self.info.fps))
-        num_lost = self.num_broken + (num_missing if num_missing > 1 else 0)
+        num_broken = sum(time < self.end for time in self.broken)
+        num_lost = num_broken + (num_missing if num_missing > 1 else 0)
         if not num_lost:
             return []
-        num_all = self.info.num_frames or round(self.info.duration_s * self.info.fps)
+        num_all = round(self.info.duration_s * self.info.fps)
         num_readable = max(0, num_all - num_lost)
         return [f"{self.path}: only {num_readable} of {num_all} frames could be read; the file is damaged or cut short"]
 
@@ -141,8 +156,9 @@ class _Decoder:
             return False
         return True
 
-    def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[Timed[VideoFrame]]:
+    def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[Timed[Callable[[], Image]]]:
         num_seen = 0
+        decode = open_decoder(stream)
         packets = container.demux(stream)
         while True:
             try:
@@ -151,19 +167,21 @@ class _Decoder:
                 return  # what is missing shows in `complaints`
             if packet is None:
                 return
-            frames = packet_frames(packet)
-            self.num_broken += int(frames is None)
+            frames = packet_frames(decode, packet)
+            if frames is None and packet.pts is not None:
+                self.broken.append(packet.pts * packet.time_base)
             for frame in frames or []:
                 timed = self._timed(frame, num_seen)
                 num_seen += 1
                 self.end = max(self.end, timed.time + timed.duration)
                 yield timed
 
-    def _timed(self, frame: VideoFrame, index: int) -> Timed[VideoFrame]:
+    def _timed(self, frame: VideoFrame, index: int) -> Timed[Callable[[], Image]]:
         time_base = frame.time_base or Fraction(1)
         # Raw streams carry no time stamps: their frames follow each other at the stated rate.
         time = self.info.start + index / self.info.fps if frame.pts is None else frame.pts * time_base
-        return Timed(time, Fraction(frame.duration or 0) * time_base or 1 / self.info.fps, frame)
+        duration = Fraction(frame.duration or 0) * time_base or 1 / self.info.fps
+        return Timed(time, duration, partial(to_rgb, frame, self.info.size_wh, self.info.turn))
 
 
 def _check_options(path: Path, start_s: float, fps: float | Fraction | None, stride: int, frames: int | None) -> None:

@@ -130,17 +130,23 @@ def _samples_from(cut: AudioCut) -> Generator[tuple[Samples, int]]:
             samples = frame.to_ndarray().astype(np.float32, copy=False)
             if frame.pts is None or frame.time_base is None:
                 continue
-            position = round((frame.pts * frame.time_base - origin) * frame.sample_rate)
-            gap = position - num_given
-            if num_given and abs(gap) <= _GAP_S * frame.sample_rate:
+            rate = frame.sample_rate
+            gap = round((frame.pts * frame.time_base - origin) * rate) - num_given
+            if num_given and abs(gap) <= _GAP_S * rate:
                 gap = 0
-            if gap < 0:
-                samples = samples[:, -gap:]
-            elif gap > 0:
-                samples = np.concatenate([np.zeros((len(samples), gap), np.float32), samples], axis=1)
+            for silence in _silence(len(samples), gap, rate):
+                num_given += silence.shape[1]
+                yield silence, rate
+            samples = samples[:, max(0, -gap) :]
             if samples.shape[1]:
                 num_given += samples.shape[1]
-                yield samples, frame.sample_rate
+                yield samples, rate
+
+
+def _silence(num_channels: int, num_samples: int, rate: int) -> Iterator[Samples]:
+    """Silence in pieces of a second at most: a wrong time stamp can ask for hours of it."""
+    for at in range(0, num_samples, rate):
+        yield np.zeros((num_channels, min(rate, num_samples - at)), np.float32)
 
 
 def _resampled(container: InputContainer, stream: AudioStream, origin: Fraction) -> Iterator[AudioFrame]:

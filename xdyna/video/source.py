@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,9 +17,11 @@ from av.video.stream import VideoStream
 
 from xdyna.errors import UserError
 from xdyna.files import check_is_file
-from xdyna.video.picture import shown_size_wh
+from xdyna.video.picture import Turn
 
 MAX_SIDE_PX = 8192
+Decode = Callable[["av.Packet[VideoStream]"], list[VideoFrame]]
+
 WANTED = "wanted a video file such as MP4, MOV, MKV, WebM, AVI or GIF"
 
 # Only containers that hold pictures themselves. FFmpeg would also follow play lists to other files and to the
@@ -42,6 +45,7 @@ class VideoInfo:
         has_audio: whether there is a sound track.
         start: time stamp of the first frame, seconds (not always 0).
         codec: FFmpeg's name of the video codec.
+        turn: what makes the coded frames upright.
     """
 
     size_wh: tuple[int, int]
@@ -51,6 +55,7 @@ class VideoInfo:
     has_audio: bool
     start: Fraction
     codec: str
+    turn: Turn
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -63,17 +68,19 @@ def probe(path: str | Path) -> VideoInfo:
     with open_video(path) as (container, stream):
         _check_coded_size(path, stream)
         frame = _first_frame(path, container, stream)
+        turn = Turn.of(frame)
         fps = _frame_rate(stream)
         start = _start_of(stream, frame)
         duration = _declared_duration(container, stream)
         info = VideoInfo(
-            size_wh=shown_size_wh(frame, stream.sample_aspect_ratio),
+            size_wh=_shown_size_wh(frame, stream, turn),
             fps=fps,
             num_frames=stream.frames or None,
             duration_s=0.0,
             has_audio=bool(container.streams.audio),
             start=start,
             codec=stream.codec_context.name,
+            turn=turn,
         )
     if duration is None:
         duration = _end_of_packets(path) - start
@@ -100,10 +107,20 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, _video_stream(path, container)
 
 
-def packet_frames(packet: av.Packet[VideoStream]) -> list[VideoFrame] | None:
+def open_decoder(stream: VideoStream) -> Decode:
+    """What turns the packets of a stream into frames."""
+    tags = {name.lower(): value for name, value in stream.metadata.items()}
+    if stream.codec_context.name == "vp9" and tags.get("alpha_mode") == "1":
+        # FFmpeg's own VP9 decoder leaves out the transparency that WebM keeps beside the colours.
+        context = av.CodecContext.create("libvpx-vp9", "r")
+        return lambda packet: context.decode(packet if packet.size else None)
+    return lambda packet: packet.decode()
+
+
+def packet_frames(decode: Decode, packet: av.Packet[VideoStream]) -> list[VideoFrame] | None:
     """The frames that a packet completes; None where the packet is damaged."""
     try:
-        frames = packet.decode()
+        frames = decode(packet)
     except av.error.InvalidDataError:
         return None
     return None if any(frame.is_corrupt for frame in frames) else frames
@@ -134,12 +151,21 @@ def _check_coded_size(path: Path, stream: VideoStream) -> None:
 
 def _first_frame(path: Path, container: InputContainer, stream: VideoStream) -> VideoFrame:
     try:
+        decode = open_decoder(stream)
         for packet in container.demux(stream):
-            for frame in packet_frames(packet) or []:
+            for frame in packet_frames(decode, packet) or []:
                 return frame
     except (av.error.FFmpegError, OSError):
         pass  # reported below, as a file in which nothing decodes
     raise UserError(f"{path}: not one frame of it can be decoded (no frames, damaged or cut short); {WANTED}")
+
+
+def _shown_size_wh(frame: VideoFrame, stream: VideoStream, turn: Turn) -> tuple[int, int]:
+    width, height = frame.width, frame.height
+    pixel_aspect = stream.sample_aspect_ratio  # width of a pixel over its height
+    if pixel_aspect and pixel_aspect > 0:
+        width = max(1, round(width * pixel_aspect))
+    return (height, width) if turn.swap else (width, height)
 
 
 def _frame_rate(stream: VideoStream) -> Fraction:
@@ -158,16 +184,20 @@ def simple_rate(fps: float | Fraction) -> Fraction:
 
 
 def _start_of(stream: VideoStream, first: VideoFrame) -> Fraction:
-    time_base = stream.time_base or Fraction(1)
-    if stream.start_time is not None:
-        return stream.start_time * time_base
-    return Fraction(first.pts or 0) * time_base
+    # Not `stream.start_time`: AVI states 0 where reordered frames begin later, and the first may be unreadable.
+    return Fraction(first.pts or 0) * (first.time_base or stream.time_base or Fraction(1))
 
 
 def _declared_duration(container: InputContainer, stream: VideoStream) -> Fraction | None:
+    if container.format.name == "avi" and stream.frames and stream.average_rate:
+        return stream.frames / stream.average_rate  # FFmpeg shortens the duration of a file that is cut short
     if stream.duration and stream.time_base:
         return stream.duration * stream.time_base
-    if container.duration:
+    written = re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", stream.metadata.get("DURATION", ""))  # Matroska
+    if written:
+        hours, minutes, seconds = written.groups()
+        return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
+    if container.duration and len(container.streams) == 1:  # else it may be another stream's
         return Fraction(container.duration, 1_000_000)
     return None
 
