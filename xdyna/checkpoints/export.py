@@ -110,7 +110,8 @@ def official_tensors(
             pieces = parts.setdefault(source.official, {})
             pieces[source.part] = tensor
             if len(pieces) == source.parts:
-                out[source.official] = torch.cat([parts.pop(source.official)[i] for i in range(source.parts)])
+                del parts[source.official]
+                out[source.official] = torch.cat([pieces[i] for i in range(source.parts)])
     if parts:
         raise UserError(f"{file.path}: only a part of {', '.join(sorted(parts))} is there; wanted all parts")
     return out

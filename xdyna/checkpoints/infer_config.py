@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,24 @@ MOTION_WORDS = {
 RESAMPLER_WORDS = {
     "dim": "hidden_dims", "embedding_dim": "embed_dims", "output_dim": "output_dims", "ff_mult": "ffn_ratio",
 }  # fmt: skip
+#: Settings of the official and of SD1.5's UNet for which `XDynaUNet` knows one value.
+UNET_FIXED: dict[str, Any] = {
+    "act_fn": "silu", "center_input_sample": False, "class_embed_type": None, "downsample_padding": 1,
+    "dual_cross_attention": False, "flip_sin_to_cos": True, "freq_shift": 0, "fuse_first_frame": False,
+    "mid_block_scale_factor": 1, "mid_block_type": ("UNetMidBlock3DCrossAttn", "UNetMidBlock2DCrossAttn"),
+    "motion_module_decoder_only": False, "motion_module_mid_block": False, "motion_module_type": "Vanilla",
+    "norm_eps": 1e-5, "num_class_embeds": None, "only_cross_attention": False, "resnet_time_scale_shift": "default",
+    "unet_use_cross_frame_attention": "mixed_cross", "unet_use_ipadapter": True, "unet_use_temporal_attention": False,
+    "upcast_attention": False, "use_input_concat": False, "use_linear_projection": False, "use_motion_module": True,
+    "use_reference_image_cfg": False,
+}  # fmt: skip
+MOTION_FIXED: dict[str, Any] = {
+    "attention_block_types": ["Temporal_Self", "Temporal_Self"], "cross_id": True, "num_transformer_block": 1,
+    "temporal_attention_dim_div": 1, "temporal_position_encoding": True,
+}  # fmt: skip
+#: Official settings that change nothing once the weights are loaded.
+UNET_IDLE = {"cfg_ratio", "motion_module_resolutions", "_use_default_values"}
+MOTION_IDLE = {"zero_initialize"}
 #: Official and SD1.5 block names end in 3D or 2D, ours in Motion.
 BLOCK_SUFFIXES = ("3D", "2D")
 
@@ -140,10 +159,21 @@ def resampler_config(shapes: Shapes, *settings: Settings) -> dict[str, Any]:
 
 
 def our_unet_words(setting: Settings) -> dict[str, Any]:
-    """A UNet config in our words; the official `motion_module_kwargs` is unfolded."""
-    out = {UNET_WORDS.get(key, key): value for key, value in setting.items()}
-    motion = out.pop("motion_module_kwargs", None) or {}
-    return {**{MOTION_WORDS[key]: value for key, value in motion.items() if key in MOTION_WORDS}, **out}
+    """A UNet config in our words; the official `motion_module_kwargs` is unfolded.
+
+    Raises:
+        UserError: the config asks for something that `XDynaUNet` is not.
+    """
+    motion = setting.get("motion_module_kwargs") or {}
+    for given, fixed in ((setting, UNET_FIXED), (motion, MOTION_FIXED)):
+        for key in given.keys() & fixed.keys():
+            known = fixed[key] if isinstance(fixed[key], tuple) else (fixed[key],)
+            if given[key] not in known:
+                raise UserError(f"unet: {key} is {given[key]!r}; X-Dyna's UNet has {' or '.join(map(repr, known))}")
+    out = {MOTION_WORDS[key]: value for key, value in motion.items() if key in MOTION_WORDS}
+    if "use_inflated_groupnorm" in setting:  # upstream's word for a norm over each frame
+        out["pool_group_norm"] = not setting["use_inflated_groupnorm"]
+    return {**out, **{UNET_WORDS.get(key, key): value for key, value in setting.items()}}
 
 
 def check_settings(settings: Mapping[str, Settings], origin: str) -> None:
@@ -153,7 +183,7 @@ def check_settings(settings: Mapping[str, Settings], origin: str) -> None:
         UserError: naming `origin`, the key and the near ones.
     """
     known: dict[str, set[str]] = {
-        "unet": {*_UNET_KEYS, *UNET_WORDS, "motion_module_kwargs"},
+        "unet": {*_UNET_KEYS, *UNET_WORDS, *UNET_FIXED, *UNET_IDLE, "motion_module_kwargs", "use_inflated_groupnorm"},
         "image_prompt": {*_RESAMPLER_KEYS, *RESAMPLER_WORDS},
         "pose_controlnet": _controlnet_keys(),
         "face_controlnet": _controlnet_keys(),
@@ -166,6 +196,11 @@ def check_settings(settings: Mapping[str, Settings], origin: str) -> None:
         for key in setting:
             if key not in known[section]:
                 raise UserError(f"{origin}: unknown key {section}.{key}{near_matches(key, known[section])}")
+        for key in setting.get("motion_module_kwargs") or {}:
+            if key not in (motion := {*MOTION_WORDS, *MOTION_FIXED, *MOTION_IDLE}):
+                raise UserError(
+                    f"{origin}: unknown key {section}.motion_module_kwargs.{key}{near_matches(key, motion)}"
+                )
 
 
 def count(shapes: Shapes, prefix: str) -> int:
@@ -184,10 +219,9 @@ def need(shapes: Shapes, what: str, *keys: str) -> None:
 
 
 def _controlnet_keys() -> set[str]:
-    return {
-        *CONTROLNET_DEFAULTS, "in_channels", "conditioning_channels", "block_out_channels", "layers_per_block",
-        "down_block_types", "cross_attention_dim", "conditioning_embedding_out_channels",
-    }  # fmt: skip
+    from diffusers import ControlNetModel
+
+    return set(inspect.signature(ControlNetModel.__init__).parameters) - {"self"}
 
 
 def _widths(shapes: Shapes, levels: int) -> list[int]:

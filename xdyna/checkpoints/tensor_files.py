@@ -175,7 +175,7 @@ def _unpickling_reason(text: str) -> str:
     """What torch's safe unpickler stumbled on, without its advice to switch the safety off."""
     if match := re.search(r"(?:GLOBAL|global) ([\w.]+)", text):
         return f"refused: this pickle wants to run code ({match[1]})"
-    return "refused: not a checkpoint, or a pickle with something else than tensors in it"
+    return "refused: not a checkpoint, or a pickle that wants to build more than tensors"
 
 
 @dataclass(frozen=True)
