@@ -173,8 +173,13 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def disable_vae_tiling(self) -> None:
         self.vae.disable_tiling()
 
+    def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op: Any = None) -> None:
+        """Refused: xformers' processors would take the place of the adapters'. Fused attention is used anyway."""
+        raise ValueError("xformers would take the adapters off the UNet; torch's fused attention is in use already")
+
     # --- inputs -----------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def encode_prompt(self, prompt: str | None, name: str = "prompt") -> Tensor:
         """Text embedding [1, T, D] of a prompt; of the empty prompt for None.
 
@@ -198,6 +203,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         )
         return self.text_encoder(tokens.input_ids.to(self._execution_device))[0]
 
+    @torch.no_grad()
     def encode_image(self, image: Any, negative: bool = True) -> tuple[Tensor, Tensor | None]:
         """Penultimate hidden states [1, S, E] of the image encoder.
 
@@ -219,6 +225,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
         return penultimate(pixels), penultimate(torch.zeros_like(pixels)) if negative else None
 
+    @torch.no_grad()
     def encode_reference(
         self, reference: Any, size_wh: tuple[int, int], generator: torch.Generator | None = None
     ) -> Tensor:
@@ -238,6 +245,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         shift = self.vae.config.shift_factor or 0.0
         return ((latents - shift) * self.vae.config.scaling_factor).unsqueeze(2)
 
+    @torch.no_grad()
     def decode_frames(self, latents: Tensor, vae_batch: int = 1) -> Iterator[Tensor]:
         """Decode a clip as a stream, `vae_batch` frames at a time.
 
@@ -612,4 +620,7 @@ def is_attached_to(adapter: SiteAdapter, unet: XDynaUNet) -> bool:
     if site_key(site) not in adapter.layers:
         return False
     own: Any = adapter.layers[site_key(site)]
-    return all(getattr(attn, name, None) is layer for name, layer in own.items())
+    on_site = {name: getattr(attn, name, None) for name in own}
+    return all(
+        getattr(on_site[name], "base_layer", on_site[name]) is layer for name, layer in own.items()
+    )  # under LoRA
