@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from xdyna.configs import Config
+from xdyna.errors import UserError
 
 MAX_SIDE_PX = 8192
 
@@ -35,6 +36,24 @@ def _read_dtype(value: Any) -> Any:
 SizeWH = Annotated[tuple[int, int], BeforeValidator(read_size), AfterValidator(_check_size)]
 Scale = Annotated[float, Field(ge=0.0, le=10.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Sampling(NamedTuple):
+    """The settings that every model must decide.
+
+    Attributes:
+        size_wh: (width, height) of the frames, pixels.
+        steps: denoising steps.
+        guidance: scale of classifier-free guidance, 1 for none.
+        window: driving frames denoised together.
+        overlap: driving frames that neighbouring windows share.
+    """
+
+    size_wh: tuple[int, int]
+    steps: int
+    guidance: float
+    window: int
+    overlap: int
 
 
 class AnimateConfig(Config):
@@ -82,7 +101,8 @@ class AnimateConfig(Config):
 
     # Its pose and face.
     detector: Literal["auto", "mediapipe", "dwpose", "controlnet-aux", "tracks"] = "auto"
-    detector_file: tuple[Path, ...] = ()  # DWPose: the pose model's ONNX file, or detector's then pose model's
+    dwpose_det: Path | None = None  # DWPose's people detector and pose model, ONNX files
+    dwpose_pose: Path | None = None
     tracks: Path | None = None
     pose_maps: Path | None = None
     person: Annotated[int, Field(ge=1)] | None = None  # counted from the left in the first frame; None: the biggest
@@ -98,6 +118,13 @@ class AnimateConfig(Config):
     watermark: str | None = None
     upscale: Annotated[int, Field(ge=1, le=16)] = 1
     save_maps: Path | None = None
+
+    @property
+    def dwpose_files(self) -> tuple[Path, Path] | None:
+        """Both of DWPose's files, or None."""
+        if self.dwpose_det is None or self.dwpose_pose is None:
+            return None
+        return self.dwpose_det, self.dwpose_pose
 
     @field_validator("lora", mode="before")
     @classmethod
@@ -116,6 +143,20 @@ class AnimateConfig(Config):
         if self.detector == "tracks" and self.tracks is None:
             raise ValueError("detector 'tracks' wants a tracks file (--tracks FILE)")
         return self
+
+    def sampling(self) -> Sampling:
+        """What must be decided before a model can run.
+
+        Raises:
+            UserError: neither this config nor the model's preset decides one of them.
+        """
+        values = (self.size, self.steps, self.guidance, self.window, self.overlap)
+        for name, value in zip(("size", "steps", "guidance", "window", "overlap"), values, strict=True):
+            if value is None:
+                raise UserError(
+                    f"{name}: the model's own settings leave it open, wanted --{name} or --set {name}=VALUE"
+                )
+        return Sampling(*values)  # type: ignore[arg-type] # the loop has seen to it
 
     def with_model_defaults(self, defaults: AnimateConfig) -> AnimateConfig:
         """This config with every None filled from the model's preset; what is still None is decided by the input."""

@@ -14,6 +14,7 @@ import typer
 
 import xdyna
 from xdyna import cli
+from xdyna.cli import common
 from xdyna.cli.common import JsonOption, PlainProgress, announce, emit_json, progress
 from xdyna.errors import UserError
 
@@ -139,7 +140,7 @@ def test_json_leaves_stdout_to_one_object(monkeypatch: pytest.MonkeyPatch, capsy
         announce("a notice")
         logging.getLogger("xdyna").warning("a warning")
         with progress(quiet=as_json) as on_progress:
-            on_progress("denoise", 1, 2)
+            on_progress("denoise", 2, 2)
         if as_json:
             emit_json({"output": Path("out.mp4"), "frames": 3})
 
@@ -150,15 +151,25 @@ def test_json_leaves_stdout_to_one_object(monkeypatch: pytest.MonkeyPatch, capsy
     assert output.out.count("\n") == 1
     assert output.err == "xdyna: warning: a warning\n"
     assert cli.main(["probe"]) == 0
-    assert capsys.readouterr().out == "a notice\ndenoise: 1/2, 0 s left\n"
+    assert capsys.readouterr().out == "a notice\ndenoise: 2/2\n"
 
 
-def test_plain_progress_says_little(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_progress_says_little(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = iter(range(0, 10_000, 1))
+    monkeypatch.setattr(common.time, "monotonic", lambda: float(next(now_s)))
+    cli.start_talk()
     on_progress = PlainProgress()
-    for done in range(101):
-        on_progress("pose", done, 100)
-    on_progress("write", 7, 0)
-    assert capsys.readouterr().out.splitlines() == ["pose: 0/100", "pose: 100/100", "write: 7"]
+    for done in range(31):
+        on_progress("pose", done, 30)
+    on_progress("pose", 30, 30)
+    for done in range(12):
+        on_progress("write", done, 0)
+    assert capsys.readouterr().out.splitlines() == [
+        "pose: 10/30, 20 s left",
+        "pose: 20/30, 10 s left",
+        "pose: 30/30",
+        "write: 10",
+    ]
 
 
 def test_a_closed_pipe_is_no_defect(tmp_path: Path) -> None:

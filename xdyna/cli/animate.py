@@ -75,9 +75,8 @@ def animate(
     detector: Annotated[
         str | None, _option("--detector", "auto, mediapipe, dwpose, controlnet-aux or tracks [auto].", MAPS)
     ] = None,
-    detector_file: Annotated[
-        list[Path] | None, _option("--detector-file", "DWPose's ONNX file(s); repeatable.", MAPS)
-    ] = None,
+    dwpose_det: Annotated[Path | None, _option("--dwpose-det", "DWPose's people detector, ONNX.", MAPS)] = None,
+    dwpose_pose: Annotated[Path | None, _option("--dwpose-pose", "DWPose's pose model, ONNX.", MAPS)] = None,
     tracks: Annotated[Path | None, _option("--tracks", "Poses from a .tracks.npz file.", MAPS)] = None,
     pose_maps: Annotated[Path | None, _option("--pose-maps", "A video of drawn skeletons.", MAPS)] = None,
     smooth: Annotated[bool | None, _option("--smooth/--no-smooth", "Smooth the poses over time [on].", MAPS)] = None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -174,23 +173,24 @@ def _rich_bar() -> Iterator[OnProgress]:
 
 
 class PlainProgress:
-    """Progress as lines of text: one when a stage begins, at most one in ten seconds, one when it ends."""
+    """Progress as lines of text: one at the end of each stage, and in between one in ten seconds."""
 
     EVERY_S = 10.0
 
     def __init__(self) -> None:
         self._stage = ""
-        self._began_s, self._said_s = 0.0, -math.inf
+        self._line = ""
+        self._began_s = self._said_s = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now_s = time.monotonic()
         if stage != self._stage:
-            self._stage, self._began_s, self._said_s = stage, now_s, -math.inf
+            self._stage, self._began_s, self._said_s = stage, now_s, now_s
         ended = total > 0 and done >= total
         if not ended and now_s - self._said_s < self.EVERY_S:
             return
-        self._said_s = now_s
-        left = ""
-        if 0 < done < total:
-            left = f", {(now_s - self._began_s) / done * (total - done):.0f} s left"
-        announce(f"{stage}: {done}/{total}{left}" if total else f"{stage}: {done}")
+        left = f", {(now_s - self._began_s) / done * (total - done):.0f} s left" if 0 < done < total else ""
+        line = f"{stage}: {done}/{total}{left}" if total else f"{stage}: {done}"
+        if line != self._line:  # a stage may tell its end twice
+            announce(line)
+        self._line, self._said_s = line, now_s

@@ -1,0 +1,378 @@
+"""One job from files to a file: read, prepare, run the pipeline, write."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xdyna
+from xdyna.configs.animate import AnimateConfig
+from xdyna.errors import UserError
+from xdyna.files import written_whole
+from xdyna.infer.load import ModelChoice, choose_device, choose_dtype, choose_model, load_pipeline
+
+if TYPE_CHECKING:
+    import torch
+
+    from xdyna.infer.sources import Sources
+    from xdyna.pipeline import XDynaPipeline
+    from xdyna.preprocess.prepare import Prepared
+
+#: Called with the stage's name, how much of it is done, and of how much.
+OnProgress = Callable[[str, int, int], None]
+
+logger = logging.getLogger("xdyna")
+
+
+@dataclass(frozen=True)
+class AnimateJob:
+    """What to animate, with what, into which file, and how.
+
+    Attributes:
+        reference: the photo.
+        driving: the driving video; None where `config.pose_maps` or `config.tracks` stand for it.
+        output: `.mp4`, `.m4v`, `.mov` or `.gif` file, or a name without suffix for a folder of PNG files.
+        config: settings; what is None in them is decided by the model's preset.
+    """
+
+    reference: Path
+    driving: Path | None
+    output: Path
+    config: AnimateConfig = field(default_factory=AnimateConfig)
+
+    @property
+    def record(self) -> Path:
+        """The file beside the output that holds settings and seed."""
+        return self.output.with_name(f"{self.output.name}.json")
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files that are read, without the model."""
+        config = self.config
+        return [path for path in (self.reference, self.driving, config.pose_maps, config.tracks) if path is not None]
+
+    def description(self) -> dict[str, Any]:
+        """The job as it was asked for, in plain values."""
+        return {
+            "reference": str(self.reference),
+            "driving": None if self.driving is None else str(self.driving),
+            "config": self.config.model_dump(mode="json"),
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job made.
+
+    Attributes:
+        output: the video (or folder).
+        record: file with the settings in force.
+        num_frames: frames in the output.
+        fps: frames per second.
+        size_wh: (width, height) of the frames, pixels.
+        seed: of all random draws.
+        model: name of the model.
+        model_sha256: hash of its weights.
+        seconds: how long the job took.
+        more_outputs: further files or folders written.
+    """
+
+    output: Path
+    record: Path
+    num_frames: int
+    fps: float
+    size_wh: tuple[int, int]
+    seed: int
+    model: str
+    model_sha256: str
+    seconds: float
+    more_outputs: tuple[Path, ...] = ()
+
+    def summary(self) -> str:
+        """One line for the user."""
+        width, height = self.size_wh
+        return (
+            f"{self.output}: {self.num_frames} frames of {width}x{height} at {self.fps:g} fps, seed {self.seed}, "
+            f"{self.seconds:.0f} s"
+        )
+
+    def report(self) -> dict[str, Any]:
+        """For `--json`."""
+        return dict(vars(self))
+
+
+def animate(job: AnimateJob, on_progress: OnProgress = lambda stage, done, total: None) -> Result:
+    """Run one job. The same job on the same machine writes the same bytes.
+
+    Notices and warnings are logged under the name `xdyna`.
+
+    Args:
+        job: what to do.
+        on_progress: called with stage, done and total as the work goes on.
+    Raises:
+        UserError: anything wrong with files, settings or the model; then no output is there.
+    """
+    began_s = time.monotonic()
+    sources = _open_sources(job)
+    choice = choose_model(job.config.model)
+    config = job.config.with_model_defaults(choice.defaults())
+    device = choose_device(config.device)
+    on_progress("load model", 0, 1)
+    pipe = load_pipeline(choice, config, device, choose_dtype(config.dtype, device))
+    _check_settings(pipe, config)
+    on_progress("load model", 1, 1)
+    logger.info("%s", choice.announcement)
+    prepared = sources.prepare(config, face=_wants_face(pipe, config), on_progress=on_progress)
+    latents = _denoise(pipe, sources, prepared, config, on_progress)
+    return _write(job, config, choice, pipe, sources, prepared, latents, began_s, on_progress)
+
+
+def _open_sources(job: AnimateJob) -> Sources:
+    """Look at everything that is read and written before any work is done."""
+    from xdyna.infer.sources import Sources
+    from xdyna.video import check_output
+
+    sources = Sources.open(job.reference, job.driving, job.config)
+    check_output(job.output, job.config.codec, sources.fps)
+    return sources
+
+
+def _check_settings(pipe: XDynaPipeline, config: AnimateConfig) -> None:
+    """Refuse, in the user's terms, what this model cannot do."""
+    sampling = config.sampling()
+    try:
+        pipe.check_size(*sampling.size_wh)
+    except ValueError as error:
+        raise UserError(f"--size: {error}; --upscale N enlarges the result") from None
+    longest = pipe.unet.config.motion_max_seq_length
+    if sampling.window > longest:
+        raise UserError(f"--window: got {sampling.window} frames, this model takes at most {longest}")
+    for name in ("prompt", "negative_prompt"):
+        if getattr(config, name) and pipe.tokenizer is None:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: this model has no text encoder and takes no prompt; leave it out")
+    if config.face and pipe.face_controlnet is None:
+        raise UserError("--face: this model has no face ControlNet; leave it out")
+    if config.adapter_scale != 1 and pipe.dynamics_adapter is None:
+        raise UserError("--adapter-scale: this model has no Dynamics-Adapter; leave it out")
+
+
+def _wants_face(pipe: XDynaPipeline, config: AnimateConfig) -> bool:
+    return pipe.face_controlnet is not None and config.face is not False and config.face_scale > 0
+
+
+def _denoise(
+    pipe: XDynaPipeline, sources: Sources, prepared: Prepared, config: AnimateConfig, on_progress: OnProgress
+) -> torch.Tensor:
+    """The clip's latents, [1, C, F, h, w]."""
+    import torch
+
+    sampling = config.sampling()
+    generator = torch.Generator("cpu").manual_seed(config.seed)
+    on_progress("denoise", 0, sampling.steps)
+
+    def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_progress("denoise", step + 1, pipe.num_timesteps)
+        return {}
+
+    output: Any = pipe(
+        prepared.reference,
+        prepared.pose_maps,
+        prepared.face_maps,
+        prompt=config.prompt or None,
+        negative_prompt=config.negative_prompt or None,
+        prompt_image=sources.photo if pipe.image_prompt is not None else None,
+        width=sampling.size_wh[0],
+        height=sampling.size_wh[1],
+        num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance,
+        generator=generator,
+        pose_scale=config.pose_scale,
+        face_scale=config.face_scale,
+        adapter_scale=config.adapter_scale,
+        control_guidance_start=(config.pose_start, config.face_start),
+        control_guidance_end=(config.pose_end, config.face_end),
+        window=sampling.window,
+        overlap=sampling.overlap,
+        schedule=config.schedule,
+        output_type="latent",
+        callback_on_step_end=after_step,
+    )
+    latents: torch.Tensor = output.frames
+    if not torch.isfinite(latents).all():
+        raise UserError(
+            f"the model gave NaN or infinite values with --dtype {config.dtype} and --scheduler {config.scheduler}; "
+            "try --dtype float32"
+        )
+    return latents
+
+
+def _write(
+    job: AnimateJob,
+    config: AnimateConfig,
+    choice: ModelChoice,
+    pipe: XDynaPipeline,
+    sources: Sources,
+    prepared: Prepared,
+    latents: torch.Tensor,
+    began_s: float,
+    on_progress: OnProgress,
+) -> Result:
+    """Decode frame by frame into the output, its record and what else was asked for."""
+    from xdyna.infer.finish import Finisher, side_by_side
+    from xdyna.provenance import provenance
+    from xdyna.video import VideoWriter
+
+    finish = Finisher((prepared.reference.shape[1], prepared.reference.shape[0]), config.upscale, config.watermark)
+    metadata = provenance(model=choice.name, model_hash=choice.sha256, seed=config.seed)
+    more = [_compare_path(job.output)] if config.compare else []
+    num_frames = latents.shape[2]
+    with ExitStack() as stack:
+        record = stack.enter_context(written_whole(job.record))
+        sound = sources.sound(prepared) if config.audio else None
+        video = stack.enter_context(
+            VideoWriter(job.output, finish.size_wh, prepared.fps, config.codec, sound, metadata)
+        )
+        row_writer = None
+        panels = sources.panels(prepared) if config.compare else None
+        for index, frame in enumerate(_decoded(pipe, latents)):
+            shown = finish(frame)
+            video.write(shown)
+            if panels is not None:
+                row = side_by_side([*next(panels), shown], finish.size_wh[1])
+                if row_writer is None:
+                    size_wh = (row.shape[1], row.shape[0])
+                    row_writer = stack.enter_context(
+                        VideoWriter(more[0], size_wh, prepared.fps, config.codec, sound, metadata)
+                    )
+                row_writer.write(row)
+            on_progress("write", index + 1, num_frames)
+        if config.save_maps is not None:
+            more += sources.save_maps(config.save_maps, prepared)
+        result = Result(
+            job.output, job.record, num_frames, float(prepared.fps), finish.size_wh, config.seed, choice.name,
+            choice.sha256, time.monotonic() - began_s, tuple(more),
+        )  # fmt: skip
+        record.write_text(_record_text(job, config, choice, prepared, result), encoding="utf-8")
+    return result
+
+
+def _decoded(pipe: XDynaPipeline, latents: torch.Tensor) -> Iterator[Any]:
+    """uint8 RGB [H, W, 3], one after the other."""
+    import torch
+
+    with torch.no_grad():
+        for frames in pipe.decode_frames(latents):
+            for frame in frames:
+                yield (frame * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def _compare_path(output: Path) -> Path:
+    """``out.mp4`` -> ``out.compare.mp4``."""
+    return output.with_name(f"{output.stem}.compare{output.suffix}" if output.suffix else f"{output.name}-compare")
+
+
+def _record_text(
+    job: AnimateJob, config: AnimateConfig, choice: ModelChoice, prepared: Prepared, result: Result
+) -> str:
+    """Settings in force, seed and model. No times: the same job writes the same bytes here too."""
+    return (
+        json.dumps(
+            {
+                "tool": "xdyna",
+                "version": xdyna.__version__,
+                "asked": job.description(),
+                "resolved": config.model_dump(mode="json"),
+                "seed": config.seed,
+                "model": {"name": choice.name, "folder": str(choice.folder), "sha256": choice.sha256},
+                "align": prepared.align,
+                "start_frame": prepared.start_frame,
+                "frames": result.num_frames,
+                "fps": str(Fraction(prepared.fps)),
+                "size": list(result.size_wh),
+                "warnings": prepared.warnings,
+            },
+            indent=2,
+            ensure_ascii=False,
+        )
+        + "\n"
+    )
+
+
+def list_people(
+    driving: Path, picture: Path, config: AnimateConfig, on_progress: OnProgress = lambda stage, done, total: None
+) -> list[dict[str, Any]]:
+    """Find everybody in a video and draw them, numbered, into the frame that shows most of them.
+
+    Args:
+        driving: the video.
+        picture: PNG file to write.
+        config: its driving video and detector settings are used.
+        on_progress: as for `animate`.
+    Returns:
+        For each person its `number` (for `config.person`) and the share of frames in which it is `seen`, 0..1.
+    Raises:
+        UserError: an unreadable video, nobody found.
+    """
+    import numpy as np
+
+    from xdyna.infer.sources import open_video
+    from xdyna.photo import write_png
+    from xdyna.preprocess.detect import PeopleDetector, build_detector
+    from xdyna.preprocess.people import people_picture
+
+    if picture.suffix.lower() != ".png":
+        raise UserError(f"--list-people {picture}: wanted a .png file")
+    clip = open_video(driving, config)
+    detector, announcement = build_detector(
+        config.detector, video=driving, tracks=config.tracks, dwpose_files=config.dwpose_files
+    )
+    logger.info("%s", announcement)
+
+    def watched() -> Iterator[Any]:
+        for index, frame in enumerate(clip):
+            on_progress("people", index + 1, max(index + 1, clip.num_expected))
+            yield frame
+
+    if isinstance(detector, PeopleDetector):
+        people = detector.detect_all(watched(), fps=float(clip.fps))
+    else:
+        people = [detector.detect(watched(), fps=float(clip.fps))]
+    seen = np.stack([(person.joints_conf > 0).any(axis=1) for person in people])
+    index = int(seen.sum(axis=0).argmax())
+    write_png(picture, people_picture(next(islice(clip, index, None)), people, index))
+    return [{"number": number, "seen": float(share)} for number, share in enumerate(seen.mean(axis=1), 1)]
+
+
+def finished(job: AnimateJob) -> dict[str, Any] | None:
+    """What an earlier run of this very job recorded, if its output is there and no input is newer.
+
+    Returns:
+        A report like that of `Result.report`, or None where the job must run.
+    """
+    try:
+        record = json.loads(job.record.read_text(encoding="utf-8"))
+        written_s = job.record.stat().st_mtime
+        same = record["asked"] == job.description() and record["version"] == xdyna.__version__
+        if not same or not job.output.exists() or any(path.stat().st_mtime > written_s for path in job.inputs):
+            return None
+        return {
+            "output": job.output,
+            "record": job.record,
+            "num_frames": record["frames"],
+            "fps": float(Fraction(record["fps"])),
+            "size_wh": record["size"],
+            "seed": record["seed"],
+            "model": record["model"]["name"],
+            "model_sha256": record["model"]["sha256"],
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

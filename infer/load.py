@@ -1,0 +1,292 @@
+"""From a model's name to a pipeline that is ready to run: which folder, why, and what can be wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xdyna
+from xdyna.configs import find_preset, load_config
+from xdyna.configs.animate import AnimateConfig
+from xdyna.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from xdyna.pipeline import XDynaPipeline
+
+INDEX = "model_index.json"
+#: The model that ships in the package.
+EMBEDDED = Path(xdyna.__file__).resolve().parent / "weights" / "tiny"
+#: A model folder may carry defaults of its own in a file of this name.
+OWN_PRESET = "animate.yaml"
+_PIPELINE_CLASS = "XDynaPipeline"
+_READ_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model folder, and why it was taken.
+
+    Attributes:
+        name: `tiny`, `x-dyna`, or the folder's name.
+        folder: a folder in the layout of `XDynaPipeline.save_pretrained`.
+        reason: for the user, one line.
+        preset: name or path of the settings this model runs with by default.
+    """
+
+    name: str
+    folder: Path
+    reason: str
+    preset: str | Path
+
+    @property
+    def announcement(self) -> str:
+        return f"model {self.name}: {self.reason}"
+
+    def defaults(self) -> AnimateConfig:
+        """The model's own settings."""
+        return load_config(AnimateConfig, self.preset)
+
+    @cached_property
+    def sha256(self) -> str:
+        """One hash over the names and contents of all weight files, in the order of their names."""
+        total = hashlib.sha256()
+        for file in sorted(self.folder.rglob("*.safetensors")):
+            total.update(file.relative_to(self.folder).as_posix().encode() + b"\0")
+            total.update(_file_sha256(file))
+        return total.hexdigest()
+
+
+def choose_model(name: str) -> ModelChoice:
+    """Find a model by name: `auto`, `tiny`, `x-dyna`, or a folder.
+
+    Raises:
+        UserError: not converted yet, or neither a known name nor a model folder; the message says what to do.
+    """
+    if name == "tiny":
+        return _tiny("the small embedded model, barely trained: it shows that the path works, not what X-Dyna can do")
+    if name not in ("auto", "x-dyna"):
+        return _folder_choice(name)
+    from xdyna.models import converted_folder
+
+    official = converted_folder("x-dyna")
+    if is_model(official):
+        return ModelChoice("x-dyna", official, f"converted official weights in {official}", "infer/x-dyna")
+    if name == "x-dyna":
+        raise UserError(
+            f"model x-dyna: {official} holds no converted weights; make them with: xdyna models pull x-dyna"
+        )
+    return _tiny(f"small and barely trained, taken because there are no converted official weights in {official}")
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder looks like a saved pipeline."""
+    return (folder / INDEX).is_file()
+
+
+def _tiny(reason: str) -> ModelChoice:
+    if not is_model(EMBEDDED):
+        raise UserError(
+            f"model tiny: {EMBEDDED} is missing from this installation; reinstall xdyna or name a --model folder"
+        )
+    return ModelChoice("tiny", EMBEDDED, reason, "infer/tiny")
+
+
+def _folder_choice(name: str) -> ModelChoice:
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        raise UserError(f"model {name}: neither auto, tiny, x-dyna nor an existing folder")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file, wanted a model folder; `xdyna convert` makes one from checkpoints")
+    if not is_model(folder):
+        raise UserError(f"{folder}: has no {INDEX}, wanted a model folder as `xdyna convert` writes it")
+    kind = _read_index(folder).get("_class_name")
+    if kind != _PIPELINE_CLASS:
+        raise UserError(f"{folder}: holds a {kind}, wanted an {_PIPELINE_CLASS}; `xdyna convert` makes one")
+    if folder.resolve() == EMBEDDED.resolve():
+        return _tiny("the small embedded model")
+    own = folder / OWN_PRESET
+    preset: str | Path = own if own.is_file() else "infer/x-dyna"
+    return ModelChoice(folder.resolve().name, folder, f"the folder {folder}", find_preset(preset))
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / INDEX}: cannot be read as JSON: {error}") from None
+    if not isinstance(index, dict):
+        raise UserError(f"{folder / INDEX}: holds a {type(index).__name__}, wanted a mapping")
+    return index
+
+
+def _file_sha256(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device: got {name!r}, wanted auto, cpu, cuda, cuda:N or mps") from None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type, False):
+        here = ", ".join(kind for kind, is_there in there.items() if is_there)
+        raise UserError(f"--device: got {name!r}, which is not available here; there is {here}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device: got {name!r}, wanted cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number type of a name; `auto` is float16 on a GPU and float32 on a CPU, where half precision is slow."""
+    import torch
+
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def load_pipeline(
+    choice: ModelChoice, config: AnimateConfig, device: torch.device, dtype: torch.dtype
+) -> XDynaPipeline:
+    """Load a model's pipeline onto a device, with the scheduler and LoRAs of a config.
+
+    Raises:
+        UserError: damaged, incomplete or foreign files, weights that are NaN, weights that are not safetensors, a LoRA
+            that does not fit.
+    """
+    from xdyna.pipeline import XDynaPipeline
+
+    try:
+        with _quiet_diffusers():
+            pipe: XDynaPipeline = XDynaPipeline.from_pretrained(
+                choice.folder, dtype=dtype, use_safetensors=True, local_files_only=True
+            )
+    except UserError:
+        raise
+    except Exception as error:
+        # Whatever lies in a user's folder can make diffusers fail in any way; the folder is what to name.
+        raise UserError(f"{choice.folder}: not a model that can be loaded: {_first_line(error)}") from error
+    _check_weights(pipe, choice.folder)
+    if config.scheduler is not None:
+        pipe.scheduler = build_scheduler(config.scheduler, pipe.scheduler)
+    _load_loras(pipe, config.lora)
+    pipe.to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Neither progress bars nor log lines from diffusers, which are on by default, while a model loads."""
+    from diffusers.utils import logging as diffusers_logging
+
+    verbosity, bar = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+        if bar:
+            diffusers_logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _check_weights(pipe: XDynaPipeline, folder: Path) -> None:
+    """Refuse weights with NaN or infinity: they would give black frames without a word."""
+    import torch
+
+    for part, component in pipe.components.items():
+        if isinstance(component, torch.nn.Module):
+            for name, weight in component.named_parameters():
+                if not torch.isfinite(weight).all():
+                    raise UserError(f"{folder}/{part}: weight {name} holds NaN or infinite values; the file is damaged")
+
+
+def build_scheduler(name: str, current: Any) -> Any:
+    """Another scheduler over the noise schedule of the model's own.
+
+    Args:
+        name: as in `AnimateConfig.scheduler`.
+        current: the scheduler that the model was saved with.
+    """
+    import diffusers
+
+    classes = {
+        "ddim": "DDIMScheduler",
+        "ddpm": "DDPMScheduler",
+        "pndm": "PNDMScheduler",
+        "lms": "LMSDiscreteScheduler",
+        "euler": "EulerDiscreteScheduler",
+        "euler-ancestral": "EulerAncestralDiscreteScheduler",
+        "dpm++": "DPMSolverMultistepScheduler",
+        "unipc": "UniPCMultistepScheduler",
+        "lcm": "LCMScheduler",
+    }
+    wanted = getattr(diffusers, classes[name])
+    return current if type(current) is wanted else wanted.from_config(current.config)
+
+
+def split_lora(text: str) -> tuple[Path, float]:
+    """``FILE:0.8`` into file and scale; the scale is 1 where none is given.
+
+    Raises:
+        UserError: a scale that is no number, a missing file, or one that is not safetensors.
+    """
+    file_text, colon, scale_text = text.rpartition(":")
+    scale = 1.0
+    # A colon may also belong to the path (a drive letter, a name): it separates a scale only where a number could be.
+    if colon and not Path(text).exists() and "/" not in scale_text and "\\" not in scale_text:
+        try:
+            scale = float(scale_text)
+        except ValueError:
+            raise UserError(f"--lora {text}: got the scale {scale_text!r}, wanted FILE or FILE:scale") from None
+        text = file_text
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise UserError(f"--lora {path}: no such file")
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"--lora {path}: got a {path.suffix or 'suffixless'} file, wanted .safetensors (others can hold code)"
+        )
+    return path, scale
+
+
+def _load_loras(pipe: XDynaPipeline, texts: tuple[str, ...]) -> None:
+    scales: dict[str, float] = {}
+    for number, text in enumerate(texts):
+        path, scale = split_lora(text)
+        try:
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=f"lora{number}")
+        except Exception as error:
+            # peft and diffusers have many ways to refuse a file; which file it was is what the user must know.
+            raise UserError(f"--lora {path}: does not fit this model: {_first_line(error)}") from error
+        scales[f"lora{number}"] = scale
+    if scales:
+        pipe.set_adapters(list(scales), list(scales.values()))
