@@ -21,7 +21,9 @@ from xdyna.windows import (
     uniform_windows,
 )
 
-GOLDENS = Path(os.environ.get("XDYNA_GOLDENS", Path(__file__).resolve().parents[2] / "shared" / "goldens"))
+# A folder named by the environment may hold sets of recorded models only; this file then lies in the default one.
+DEFAULT_GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "goldens"
+GOLDENS = Path(os.environ.get("XDYNA_GOLDENS") or DEFAULT_GOLDENS)
 
 
 @st.composite
@@ -134,9 +136,11 @@ def test_mirrored_bits() -> None:
 
 @pytest.mark.parity
 def test_official_lists_are_exact() -> None:
-    path = GOLDENS / "context_uniform.json"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there (set XDYNA_GOLDENS)")
+    path = next(
+        (f / "context_uniform.json" for f in (GOLDENS, DEFAULT_GOLDENS) if (f / "context_uniform.json").is_file()), None
+    )
+    if path is None:
+        pytest.skip("context_uniform.json is neither in XDYNA_GOLDENS nor in the default folder")
     golden = json.loads(path.read_text())
     for step, fraction in golden["ordered_halving"].items():
         assert mirrored_bits(int(step)) == fraction
