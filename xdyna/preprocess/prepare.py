@@ -23,6 +23,7 @@ from xdyna.preprocess.align import (
 )
 from xdyna.preprocess.boxes import confident_boxes, is_box
 from xdyna.preprocess.crop import CENTRE, UPPER, Image, fit, ratio_crop
+from xdyna.preprocess.detect import PoseDetector, TracksDetector
 from xdyna.preprocess.draw import draw_pose_maps
 from xdyna.preprocess.face import FOUND, face_maps
 from xdyna.preprocess.face_mesh import FaceFinder, FaceMesh, find_faces
@@ -53,13 +54,6 @@ class Frames(Protocol):
 
     def __iter__(self) -> Iterator[Image]:
         """uint8 RGB [H, W, 3] each, from the first frame on."""
-
-
-class PoseDetector(Protocol):
-    """Finds one person's joints in a clip."""
-
-    def detect(self, frames: Iterable[Image], *, fps: float) -> Tracks:
-        """Tracks of as many frames as were read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +96,7 @@ def prepare(
     driving: Frames | None,
     *,
     detector: PoseDetector | None = None,
+    photo_detector: PoseDetector | None = None,
     tracks: Tracks | None = None,
     reference_tracks: Tracks | None = None,
     pose_maps: Frames | None = None,
@@ -120,14 +115,15 @@ def prepare(
         reference: the photo, uint8 RGB [H, W, 3], of any size.
         size_wh: the model's (width, height), pixels.
         driving: the driving clip; may be None when `tracks` or `pose_maps` are given, then no face steers.
-        detector: finds the driver, and the person in the photo; needed unless tracks or maps make up for it.
+        detector: finds the driver; needed unless tracks or maps make up for it.
+        photo_detector: finds the person in the photo; `detector` does if not given, unless it reads a tracks file.
         tracks: the driver's joints, one frame of them for each driving frame; taken as they are.
         reference_tracks: one frame, in pixels of `reference`.
         pose_maps: an already drawn skeleton clip in step with `driving`; it is fitted, not aligned.
         face: whether to make face maps; without any face in the clip a warning takes their place.
         face_finder: finds face points where the tracks have none; MediaPipe's mesh if not given.
         align: see `xdyna.preprocess.align`; `auto` is `bones` where the two bodies can be compared, else `none`.
-        smooth: fill short gaps and filter jitter in what the detector found.
+        smooth: fill short gaps and filter jitter in what the detector found (not in tracks from a file).
         start_at_best: leave out driving frames in front of the one whose pose is nearest the photo's.
         num_frames: at most so many frames, counted from there.
         official: crop, stretch and cut face maps as the official code does, quirks included.
@@ -136,16 +132,18 @@ def prepare(
         UserError: no person in the clip; or in the photo, when an alignment was asked for by name.
         ValueError: nothing to make pose maps from.
     """
+    if photo_detector is None and not isinstance(detector, TracksDetector):
+        photo_detector = detector
     task = _Task(size_wh, driving, detector, smooth, official, on_progress)
     fitted = fit(reference, ratio_crop(_size(reference), size_wh, CENTRE), size_wh, official=official)
     if tracks is None and (pose_maps is None or (face and driving is not None)):
-        tracks = task.find_driver()
+        tracks = task.find_driver(num_frames if start_at_best else None)
     if pose_maps is not None:
         return task.with_ready_maps(fitted, pose_maps, tracks if face else None, face_finder, num_frames)
     assert tracks is not None
     tracks = task.in_driving_pixels(tracks)
     if reference_tracks is None and (align != "none" or start_at_best):
-        reference_tracks = task.find_reference(reference)
+        reference_tracks = task.find_reference(reference, photo_detector)
     if reference_tracks is not None:
         crop = ratio_crop(_size(reference), size_wh, CENTRE)
         reference_tracks = crop_tracks(reference_tracks.resized(_size(reference)), crop, size_wh)
@@ -187,25 +185,28 @@ class _Task:
             self.on_progress(stage, done, max(done, total))
         self.on_progress(stage, done, done)
 
-    def find_driver(self) -> Tracks:
+    def find_driver(self, num_wanted: int | None) -> Tracks:
+        """Look at the whole clip; with `num_wanted` only so far that as many frames follow any start looked at."""
         if self.driving is None or self.detector is None:
             raise ValueError("wanted tracks, pose maps, or a driving clip and a detector")
-        frames = self.watched("pose", self.driving, self.driving.num_expected)
+        limit = None if num_wanted is None else num_wanted + round(BEST_START_WITHIN_S * self.driving.fps)
+        number = self.driving.num_expected if limit is None else min(limit, self.driving.num_expected)
+        frames = self.watched("pose", islice(self.driving, limit), number)
         tracks = self.detector.detect(frames, fps=float(self.driving.fps))
         if not is_box(confident_boxes(tracks)).any():
             raise UserError("no person found in the driving clip; wanted one that shows a person")
-        if self.smooth:
+        if self.smooth and not isinstance(self.detector, TracksDetector):
             tracks, report = fill_gaps(tracks)
             self.warnings += [f"driving clip: {line}" for line in report.lines()]
             tracks = smooth_tracks(tracks)
         return tracks
 
-    def find_reference(self, reference: Image) -> Tracks | None:
-        if self.detector is None:
+    def find_reference(self, reference: Image, detector: PoseDetector | None) -> Tracks | None:
+        if detector is None:
             return None
         self.on_progress("photo", 0, 1)
         try:
-            found = self.detector.detect([reference], fps=1.0)
+            found = detector.detect([reference], fps=1.0)
         except UserError:  # a detector may refuse a clip without a person; a photo without one is no mistake
             found = Tracks.empty(1, _size(reference), 1.0)
         self.on_progress("photo", 1, 1)

@@ -45,6 +45,7 @@ class VideoReader:
     Attributes:
         path: the file.
         info: what `probe` found.
+        start_s: where the first frame lies, seconds from the video's first.
         fps: output rate, frames per second.
         size_wh: (width, height) of the frames, pixels.
         warnings: filled when a loop has ended: one line for each thing that was wrong but did not stop it.
@@ -66,6 +67,7 @@ class VideoReader:
         self.info = probe(self.path)
         _check_start(self.path, start_s, self.info)
         self._rate = self.info.fps if fps is None else simple_rate(fps)
+        self.start_s = start_s
         self._start = Fraction(start_s).limit_denominator(1_000_000)
         self._stride = stride
         self._limit = frames
