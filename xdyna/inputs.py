@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from xdyna.latents import MIN_LATENT_SIDE
+from xdyna.preprocess.crop import fit, ratio_crop
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def picture(image: Any, name: str) -> Image.Image:
 def photo_tensor(image: Any, size_wh: tuple[int, int], name: str = "reference") -> Tensor:
     """A photo as the VAE takes it: float32 [1, 3, H, W], -1..1.
 
-    A picture of another size is cut to the ratio about its centre and resized by Lanczos; a float tensor must have the
-    size already.
+    A picture of another size is cut to the ratio about its centre and resized; a float tensor must have the size
+    already.
 
     Raises:
         ValueError: a form that `picture` does not take, or a float tensor of another size.
@@ -98,18 +99,10 @@ def photo_tensor(image: Any, size_wh: tuple[int, int], name: str = "reference") 
         if (photo.shape[2], photo.shape[1]) != size_wh:
             raise ValueError(f"{name} is {describe(image)}; wanted width, height {size_wh}: only pictures are resized")
         return photo[None] * 2 - 1
-    photo_image = crop_and_resize(picture(image, name), size_wh)
-    return torch.from_numpy(np.array(photo_image)).permute(2, 0, 1)[None].float() / 127.5 - 1
-
-
-def crop_and_resize(image: Image.Image, size_wh: tuple[int, int]) -> Image.Image:
-    """The largest centred part of the wanted ratio, resized by Lanczos."""
-    if image.size == size_wh:
-        return image
-    scale = min(image.width / size_wh[0], image.height / size_wh[1])
-    width, height = size_wh[0] * scale, size_wh[1] * scale
-    left, top = (image.width - width) / 2, (image.height - height) / 2
-    return image.resize(size_wh, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
+    pixels = np.array(picture(image, name))
+    if (pixels.shape[1], pixels.shape[0]) != size_wh:
+        pixels = fit(pixels, ratio_crop((pixels.shape[1], pixels.shape[0]), size_wh), size_wh)
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 @overload

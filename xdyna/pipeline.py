@@ -329,9 +329,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     ) -> list[Control]:
         for name, start, end in zip(("pose", "face"), starts, ends, strict=True):
             if not 0 <= start < end <= 1:
-                raise ValueError(
-                    f"{name} control runs from {start} to {end} of the steps, wanted 0 <= start < end <= 1"
-                )
+                raise ValueError(f"{name} control is on from {start} to {end}, wanted 0 <= start < end <= 1")
         pose = condition_maps(pose_maps, size_wh)
         controls = [Control(self.pose_controlnet, (pose,), scales[0], starts[0], ends[0])]
         if face_maps is None:
@@ -525,6 +523,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             window_offsets = windows.draw_offsets(offset_stream, len(timesteps), schedule, window, overlap)
         if len(window_offsets) != len(timesteps):
             raise ValueError(f"{len(window_offsets)} window_offsets, wanted one for each of {len(timesteps)} timesteps")
+        window_offsets = [inputs.count(offset, "a window offset", low=0) for offset in window_offsets]
         if latents is None:
             noise = draw_noise(num_frames, frame_shape, noise_stream) if noise is None else noise
             mask = draw_mask(num_frames, frame_shape, mask_stream) if mask is None else mask
