@@ -353,7 +353,10 @@ def test_a_face_controlnet_needs_no_face_maps(pipeline: XDynaPipeline) -> None:
 
 def test_control_has_a_strength_and_a_start_and_an_end(pipeline: XDynaPipeline) -> None:
     plain = run(pipeline)
-    assert not torch.equal(plain, run(pipeline, pose_scale=0.5))
+    halved = run(pipeline, pose_scale=0.5)
+    assert not torch.equal(plain, halved)
+    assert torch.equal(halved, run(pipeline, controlnet_conditioning_scale=(0.5, 1.0)))
+    assert torch.equal(run(pipeline, pose_scale=2, face_scale=2), run(pipeline, controlnet_conditioning_scale=2))
     with recorded(pipeline.pose_controlnet) as pose, recorded(pipeline.face_controlnet) as face:
         run(pipeline, num_inference_steps=4, control_guidance_start=(0.0, 0.5), control_guidance_end=(0.25, 1.0))
     timesteps = pipeline.scheduler.timesteps

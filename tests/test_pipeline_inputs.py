@@ -1,10 +1,12 @@
 """Guards of the pipeline: every mistaken input is refused with what was got and what was wanted."""
 
+import logging
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from test_pipeline import LATENT_SHAPE, recorded, run
 from tiny_models import tiny_clip, tiny_photo, tiny_pipeline
 
@@ -64,6 +66,8 @@ def full_pipeline() -> XDynaPipeline:
         ({"reference_latents": torch.zeros(1, 4, 12, 8)}, r"reference_latents .* a tensor \[1, 4, 1, 12, 8\]"),
         ({"pose_scale": "1"}, "pose_scale is '1', wanted a finite number"),
         ({"face_scale": float("inf")}, "face_scale is inf, wanted a finite number"),
+        ({"controlnet_conditioning_scale": (1, 2, 3)}, "wanted a number or a pair"),
+        ({"controlnet_conditioning_scale": 0.5, "pose_scale": 0.5}, "wanted one form"),
         ({"adapter_scale": None}, "adapter_scale is None, wanted a finite number"),
         ({"control_guidance_start": 0.8, "control_guidance_end": 0.2}, "pose control is on from 0.8 to 0.2"),
         ({"control_guidance_end": (1.0, 1.5)}, "face control is on from 0.0 to 1.5, wanted 0 <= start < end <= 1"),
@@ -110,6 +114,24 @@ def test_what_a_model_lacks_is_said() -> None:
     bare.stored_prompt = None
     with pytest.raises(ValueError, match="neither text encoder nor stored prompt: pass prompt_embeds"):
         run(bare, face=False)
+
+
+def test_a_scheduler_of_another_kind_is_refused() -> None:
+    pipeline = tiny_pipeline(face=False)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match="scheduler is a FlowMatchEulerDiscreteScheduler, wanted one of those"):
+        run(pipeline, face=False)
+
+
+def test_a_long_prompt_is_cut_with_a_warning(full_pipeline: XDynaPipeline, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(caplog.handler)  # diffusers' loggers do not pass on what they log
+    try:
+        long, short = full_pipeline.encode_prompt("abcdef"), full_pipeline.encode_prompt("ab")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert long.shape == short.shape == (1, 4, 16)
+    assert [record.getMessage() for record in caplog.records] == ["prompt is longer than 4 tokens: its end is not used"]
 
 
 def test_an_image_prompt_without_an_encoder_needs_embeddings(full_pipeline: XDynaPipeline) -> None:

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from PIL import Image
@@ -38,6 +38,8 @@ from xdyna.latents import (
 )
 from xdyna.prompts import StoredPrompt
 from xdyna.unet import XDynaUNet
+
+logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -194,13 +196,12 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             if self.stored_prompt is None:
                 raise ValueError("this model has neither text encoder nor stored prompt: pass prompt_embeds")
             return self.stored_prompt(1)
+        length = self.unet.config.num_text_tokens
         tokens = self.tokenizer(
-            prompt or "",
-            padding="max_length",
-            max_length=self.unet.config.num_text_tokens,
-            truncation=True,
-            return_tensors="pt",
+            prompt or "", padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
+        if len(self.tokenizer(prompt or "").input_ids) > length:
+            logger.warning(f"{name} is longer than {length} tokens: its end is not used")
         return self.text_encoder(tokens.input_ids.to(self._execution_device))[0]
 
     @torch.no_grad()
@@ -391,6 +392,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         negative_image_tokens: Tensor | None = None,
         pose_scale: float = 1.0,
         face_scale: float = 1.0,
+        controlnet_conditioning_scale: float | tuple[float, float] | None = None,
         adapter_scale: float = 1.0,
         control_guidance_start: float | tuple[float, float] = 0.0,
         control_guidance_end: float | tuple[float, float] = 1.0,
@@ -436,6 +438,8 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             negative_image_tokens: likewise for the unconditional half.
             pose_scale: strength of the pose ControlNet.
             face_scale: strength of the face ControlNet.
+            controlnet_conditioning_scale: diffusers' name for both: one number or (pose, face), instead of
+                `pose_scale` and `face_scale`.
             adapter_scale: strength of the Dynamics-Adapter.
             control_guidance_start: fraction of the steps at which the ControlNets begin, one or (pose, face).
             control_guidance_end: fraction of the steps at which they end.
@@ -498,7 +502,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             pose_maps,
             face_maps,
             size_wh,
-            (inputs.finite(pose_scale, "pose_scale"), inputs.finite(face_scale, "face_scale")),
+            _control_scales(pose_scale, face_scale, controlnet_conditioning_scale),
             inputs.pair(control_guidance_start, "control_guidance_start"),
             inputs.pair(control_guidance_end, "control_guidance_end"),
         )
@@ -597,6 +601,10 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         callback_names: Sequence[str],
     ) -> None:
         self.sizes.check(size_wh)
+        if not hasattr(self.scheduler, "add_noise"):
+            raise ValueError(
+                f"scheduler is {inputs.describe(self.scheduler)}, wanted one of those that AnimateDiff takes"
+            )
         longest = self.unet.config.motion_max_seq_length
         if inputs.count(window, "window") > longest:
             raise ValueError(f"window is {window} frames, this model's motion modules take at most {longest}")
@@ -611,6 +619,17 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}, wanted some of"
                 f" {', '.join(self._callback_tensor_inputs)}"
             )
+
+
+def _control_scales(pose_scale: Any, face_scale: Any, both: Any) -> tuple[float, float]:
+    """(pose, face) strengths from our two arguments or from diffusers' one."""
+    scales = inputs.finite(pose_scale, "pose_scale"), inputs.finite(face_scale, "face_scale")
+    if both is None:
+        return scales
+    if scales != (1.0, 1.0):
+        raise ValueError("controlnet_conditioning_scale is given as well as pose_scale or face_scale, wanted one form")
+    pose, face = inputs.pair(both, "controlnet_conditioning_scale")
+    return inputs.finite(pose, "controlnet_conditioning_scale"), inputs.finite(face, "controlnet_conditioning_scale")
 
 
 def is_attached_to(adapter: SiteAdapter, unet: XDynaUNet) -> bool:
