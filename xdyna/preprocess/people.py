@@ -161,6 +161,7 @@ def people_picture(frame: Image, people: list[Tracks], index: int = 0) -> Image:
 
 def _link(followed: list[_Followed], index: int, frame: Image, people: list[Tracks]) -> None:
     """Give every found person to the one followed whom it fits best; who fits nobody is new."""
+    people = [person for person in people if is_box(confident_boxes(person)).all()]
     boxes = [confident_boxes(person)[0] for person in people]
     looks = [_looks(frame, person) for person in people]
     pairs = sorted(
