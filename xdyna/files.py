@@ -25,6 +25,9 @@ _REASONS = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 
+#: Error numbers that tell of the disk or the folder, not of what is written.
+DISK_ERRORS = frozenset(_REASONS)
+
 
 def check_is_file(path: Path, wanted: str) -> None:
     """Refuse a missing file, a folder, a device and an empty file, each by its name.
@@ -77,15 +80,22 @@ class PartPath:
         """Move the finished result to its name, in place of what was there."""
         try:
             if self.is_folder and self.target.exists():
-                old = _create_beside(self.target, folder=True)
-                self.target.rename(old)
-                self.path.rename(self.target)
-                shutil.rmtree(old, ignore_errors=True)
+                self._swap_folders()
             else:
                 self.path.replace(self.target)
         except OSError as error:
             self.discard()
             raise writing_error(self.target, error) from error
+
+    def _swap_folders(self) -> None:
+        old = _create_beside(self.target, folder=True)
+        self.target.rename(old)
+        try:
+            self.path.rename(self.target)
+        except BaseException:
+            old.rename(self.target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
     def discard(self) -> None:
         """Remove the unfinished result; does nothing when it is gone."""

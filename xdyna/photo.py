@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from xdyna.errors import UserError
 from xdyna.files import check_is_file, written_whole
@@ -91,9 +91,7 @@ def _open_heif(path: Path) -> Image.Image:
         raise UserError(f"{path}: HEIC needs one more package; run: pip install 'xdyna[heic]'") from None
     heif = pillow_heif.open_heif(path)
     _check_size(path, heif.size)
-    image: Image.Image = heif.to_pillow()
-    # The decoder has turned the picture already; the EXIF note says so no longer.
-    image.getexif().pop(ExifTags.Base.Orientation, None)
+    image: Image.Image = heif.to_pillow()  # upright already, and its EXIF note reset
     return image
 
 

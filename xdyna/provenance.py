@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from xml.sax.saxutils import quoteattr
+
+import numpy as np
+from numpy.typing import NDArray
 
 from xdyna import __version__
 from xdyna.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import ImageFont
 
 #: What `content` says in every output.
 AI_GENERATED = "AI-generated"
 #: IPTC's name for media made by a trained model; platforms and search engines look for it.
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
+_MIN_LETTER_PX = 6
 _COMMENT_BLOCK = b"\x21\xfe"
 _READABLE = "wanted a video (MP4, MOV), a PNG or GIF file, or a folder of PNG files"
 
@@ -72,6 +79,35 @@ def read_provenance(path: str | Path) -> dict[str, str] | None:
     return next(filter(None, map(_facts_in, comments)), None)
 
 
+def watermark(frame: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
+    """A copy of the frame with `text` written into its lower right corner, visible on light and on dark.
+
+    Args:
+        frame: uint8 RGB [H, W, 3], 0..255.
+        text: one line; its height is a 25th of the frame's, less where it would be too wide.
+    Raises:
+        UserError: empty, too long to be read at this size, or with letters that the built-in font lacks.
+    """
+    from PIL import Image, ImageDraw
+
+    height, width = frame.shape[:2]
+    font = _fitting_font(text, width, height)
+    picture = Image.fromarray(frame)
+    layer = Image.new("RGBA", picture.size)
+    margin = max(1, round(font.size / 3))
+    ImageDraw.Draw(layer).text(
+        (width - margin, height - margin),
+        text,
+        font=font,
+        anchor="rd",
+        fill=(255, 255, 255, 200),
+        stroke_width=max(1, round(font.size / 12)),
+        stroke_fill=(0, 0, 0, 200),
+    )
+    picture.paste(layer, mask=layer)
+    return np.array(picture, dtype=np.uint8)
+
+
 def comment_of(metadata: Mapping[str, str]) -> str:
     """The one text for formats that hold nothing else: the comment, or all of `metadata` as JSON."""
     return metadata.get("comment") or json.dumps(dict(metadata))
@@ -93,6 +129,27 @@ def xmp_packet(digital_source_type: str) -> str:
         f"Iptc4xmpExt:DigitalSourceType={quoteattr(digital_source_type)}/>"
         '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
     )
+
+
+def _fitting_font(text: str, width: int, height: int) -> ImageFont.FreeTypeFont:
+    from PIL import ImageFont
+
+    if not text.strip() or not text.isprintable():
+        raise UserError(f"watermark text is {text!r}; wanted one line of letters")
+    for size in range(max(_MIN_LETTER_PX, round(height / 25)), _MIN_LETTER_PX - 1, -1):
+        font = ImageFont.load_default(size)
+        if not isinstance(font, ImageFont.FreeTypeFont):
+            raise UserError("a watermark needs Pillow with FreeType, which this build of it lacks")
+        unknown = "".join(sorted({letter for letter in text if _is_missing(font, letter)}))
+        if unknown:
+            raise UserError(f"watermark text is {text!r}: the built-in font has no {unknown!r}; use Latin letters")
+        if font.getlength(text) <= 0.94 * width:
+            return font
+    raise UserError(f"watermark text is {text!r}: too long for frames {width} px wide; shorten it")
+
+
+def _is_missing(font: ImageFont.FreeTypeFont, letter: str) -> bool:
+    return not letter.isspace() and bytes(font.getmask(letter)) == bytes(font.getmask("\uffff"))
 
 
 def _facts_in(comment: str) -> dict[str, str] | None:

@@ -8,6 +8,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
+_EARLY = Fraction(7, 16)
+
 
 class Timed(NamedTuple, Generic[T]):
     """Something shown from `time` for `duration`, both seconds."""
@@ -22,9 +24,9 @@ def sample_by_time(
 ) -> Iterator[T]:
     """What is shown at `start`, `start + stride/rate`, `start + 2 stride/rate` ..
 
-    A frame takes over where its time stamp, rounded to the nearer side, says so: it may be up to half an output
-    frame (or half its own distance to the frame before) early. A clip of constant rate sampled at that rate hence
-    gives every frame once even where the container rounds time stamps to milliseconds.
+    A frame may take over early, by a little less than half an output frame or half its distance to the frame before,
+    whichever is less. A clip of constant rate sampled at that rate hence gives every frame once, even where the
+    container rounds time stamps to milliseconds; and where a sample falls half-way, rounding does not decide.
 
     Args:
         shown: in order of time.
@@ -33,8 +35,8 @@ def sample_by_time(
         stride: keep every Nth sample.
         limit: at most this many.
     Yields:
-        One item per sample; `round((end - start) * rate)` samples before `stride`, but at least one where `start`
-        lies before the end.
+        One item per sample, for the interval's length to within one sample; at least one where `start` lies before
+        the end.
     """
     step = stride / rate
     num_given = 0
@@ -48,7 +50,7 @@ def sample_by_time(
 
     for next_up in shown:
         if held is not None:
-            early = min(1 / rate, max(next_up.time - held.time, Fraction(0))) / 2
+            early = min(1 / rate, max(next_up.time - held.time, Fraction(0))) * _EARLY
             yield from given_until(next_up.time - early, held.item)
         if num_given == limit:
             return
@@ -59,6 +61,5 @@ def sample_by_time(
     if num_given == 0 and start < end:
         num_given = 1
         yield held.item
-    # Half an output frame or less left over is not shown any more; at exactly half, `<=` above must not count.
-    last = end - Fraction(1, 2) / rate
-    yield from given_until(last - Fraction(1, 10**9), held.item)
+    # Half an output frame or less that is left over is not shown any more.
+    yield from given_until(end - (1 - _EARLY) / rate, held.item)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,7 @@ import av.error
 import numpy as np
 
 from xdyna.errors import UserError
-from xdyna.files import PartPath, writing_error
+from xdyna.files import DISK_ERRORS, PartPath, writing_error
 from xdyna.video.codecs import find_codec
 from xdyna.video.gif import MAX_GIF_FPS, GifSink
 from xdyna.video.mp4 import Mp4Sink
@@ -78,12 +78,13 @@ class VideoWriter:
         check_output(self.path, codec, self.fps)
 
     def __enter__(self) -> VideoWriter:
-        self._part = PartPath(self.path, folder=_is_folder(self.path))
         try:
+            self._part = PartPath(self.path, folder=_is_folder(self.path))
             self._sink = self._open(self._part.path)
         except BaseException as error:
-            self._part.discard()
-            raise _as_user_error(self.path, error) from error
+            if self._part:
+                self._part.discard()
+            raise self._explained(error) from error
         return self
 
     def write(self, frame: Image) -> None:
@@ -96,7 +97,7 @@ class VideoWriter:
         try:
             self._sink.write(frame)
         except OSError as error:
-            raise _as_user_error(self.path, error) from error
+            raise self._explained(error) from error
         self.num_frames += 1
 
     def __exit__(
@@ -113,12 +114,24 @@ class VideoWriter:
         except BaseException as failure:
             sink.abort()
             self._part.discard()
-            raise _as_user_error(self.path, failure) from failure
+            raise self._explained(failure) from failure
         if error is None:
             self._part.commit()
         else:
             sink.abort()
             self._part.discard()
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """A `UserError` for what the disk or the encoder refused; anything else as it is."""
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return writing_error(self.path, error)
+        if isinstance(error, av.error.FFmpegError):
+            width, height = self.size_wh
+            return UserError(
+                f"{self.path}: cannot encode {width}x{height} px at {float(self.fps):g} frames/s as {self._codec} "
+                f"({error.strerror}); try another size or --codec"
+            )
+        return writing_error(self.path, error) if isinstance(error, OSError) else error
 
     def _open(self, part: Path) -> Sink:
         if _is_folder(self.path):
@@ -128,13 +141,25 @@ class VideoWriter:
         return Mp4Sink(part, self.size_wh, self.fps, find_codec(self._codec), self._audio_from, self._metadata)
 
 
-def check_output(path: str | Path, codec: str = "h264", fps: float | Fraction | None = None) -> None:
+def check_output(
+    path: str | Path,
+    codec: str = "h264",
+    fps: float | Fraction | None = None,
+    inputs: Iterable[str | Path] = (),
+) -> None:
     """Refuse an output that could not be written later, before any work is done.
 
+    Args:
+        path: as for `VideoWriter`.
+        codec: as for `VideoWriter`.
+        fps: frames per second, where known.
+        inputs: files that the output must not replace.
     Raises:
         UserError: unknown suffix or codec, missing or read-only folder, something else in the way.
     """
     path = Path(path)
+    if path.exists() and any(Path(file).exists() and path.samefile(file) for file in inputs):
+        raise UserError(f"{path}: is an input of this very run; wanted another name for the output")
     suffix = path.suffix.lower()
     if _is_folder(path):
         check_replaceable(path)
@@ -153,11 +178,3 @@ def check_output(path: str | Path, codec: str = "h264", fps: float | Fraction | 
 
 def _is_folder(path: Path) -> bool:
     return not path.suffix
-
-
-def _as_user_error(path: Path, error: BaseException) -> BaseException:
-    if isinstance(error, av.error.FFmpegError) and not error.errno:
-        return UserError(f"{path}: cannot encode: {error.strerror or error}")
-    if isinstance(error, OSError):
-        return writing_error(path, error)
-    return error
