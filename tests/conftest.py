@@ -1,0 +1,22 @@
+"""What all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Several threads per process beside other busy processes are many times slower than one; and one gives the same bytes
+# on every machine. Set before torch is imported, and inherited by the commands that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved pipeline of tiny seeded models with face control, native size 32x48 to 64x96."""
+    from tiny_models import tiny_pipeline
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-random"
+    limits = {"min_wh": [32, 48], "max_wh": [64, 96], "multiple": 8}
+    tiny_pipeline(size_limits=limits).save_pretrained(folder)
+    (folder / "animate.yaml").write_text("size: 32x48\nsteps: 2\nguidance: 1.0\nwindow: 8\noverlap: 2\n")
+    return folder
