@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
@@ -25,6 +25,7 @@ from xdyna.preprocess.boxes import confident_boxes, is_box
 from xdyna.preprocess.crop import CENTRE, UPPER, Image, fit, ratio_crop
 from xdyna.preprocess.detect import PoseDetector, TracksDetector
 from xdyna.preprocess.draw import draw_pose_maps
+from xdyna.preprocess.drawn import read_pose_maps
 from xdyna.preprocess.face import FOUND, face_maps
 from xdyna.preprocess.face_mesh import FaceFinder, FaceMesh, find_faces
 from xdyna.preprocess.face_warp import warp_to_face
@@ -136,11 +137,10 @@ def prepare(
         photo_detector = detector
     task = _Task(size_wh, driving, detector, smooth, official, on_progress)
     fitted = fit(reference, ratio_crop(_size(reference), size_wh, CENTRE), size_wh, official=official)
-    if tracks is None and (pose_maps is None or (face and driving is not None)):
-        tracks = task.find_driver(num_frames if start_at_best else None)
     if pose_maps is not None:
-        return task.with_ready_maps(fitted, pose_maps, tracks if face else None, face_finder, num_frames)
-    assert tracks is not None
+        return task.with_ready_maps(fitted, pose_maps, tracks, face, face_finder, num_frames)
+    if tracks is None:
+        tracks = task.find_driver(num_frames if start_at_best else None)
     tracks = task.in_driving_pixels(tracks)
     if reference_tracks is None and (align != "none" or start_at_best):
         reference_tracks = task.find_reference(reference, photo_detector)
@@ -246,12 +246,14 @@ class _Task:
         """Fill in face points unless the tracks have some, which then come from truth or from the detector."""
         if self.driving is None or (tracks.face_conf >= FOUND).any():
             return tracks
+        try:
+            opened = FaceMesh() if finder is None else nullcontext(finder)
+        except UserError as error:  # without MediaPipe the body is followed all the same
+            self.warnings.append(str(error))
+            return tracks
         frames = self.watched("faces", self._frames(start, len(tracks)), len(tracks))
-        if finder is not None:
-            found = find_faces(frames, tracks, finder)
-        else:
-            with closing(FaceMesh()) as mesh:
-                found = find_faces(frames, tracks, mesh)
+        with opened as ready:
+            found = find_faces(frames, tracks, ready)
         return self._calm_faces(found) if self.smooth else found
 
     def _calm_faces(self, tracks: Tracks) -> Tracks:
@@ -310,17 +312,21 @@ class _Task:
         fitted: Image,
         pose_maps: Frames,
         tracks: Tracks | None,
+        face: bool,
         finder: FaceFinder | None,
         num_frames: int | None,
     ) -> Prepared:
         """Pose maps that somebody drew; the face maps are cut at the same place of the driving clip."""
-        drawn = islice(iter(pose_maps), num_frames)
-        maps = np.stack(
-            [self._fit_map(frame, tracks) for frame in self.watched("pose maps", drawn, pose_maps.num_expected)]
+        label = str(getattr(pose_maps, "path", "the pose maps"))
+        number = pose_maps.num_expected if num_frames is None else min(num_frames, pose_maps.num_expected)
+        drawn = self.watched(
+            "pose maps", islice(read_pose_maps(pose_maps, pose_maps.size_wh, label), num_frames), number
         )
+        stretched = self.official and not face
+        maps = np.stack([self._fit_map(frame, stretched=stretched) for frame in drawn])
         faces, cropped = None, None
+        tracks = self._face_owner(tracks) if face else None
         if tracks is not None:
-            tracks = self.in_driving_pixels(tracks)
             if abs(len(tracks) - len(maps)) > 1 and num_frames is None:
                 self.warnings.append(f"{len(maps)} pose maps and {len(tracks)} driving frames: the surplus is left out")
             number = min(len(maps), len(tracks))
@@ -331,8 +337,19 @@ class _Task:
             fitted, maps, faces, pose_maps.fps, tracks=cropped, driving_tracks=tracks, warnings=self.warnings
         )
 
-    def _fit_map(self, frame: Image, tracks: Tracks | None) -> Image:
-        if self.official and tracks is None:
+    def _face_owner(self, tracks: Tracks | None) -> Tracks | None:
+        """Whose face is to steer beside ready-made pose maps; None, with a warning, if that cannot be told."""
+        if self.driving is None:
+            self.warnings.append("without the driving video no face can steer: face maps left out")
+            return None
+        try:
+            return self.in_driving_pixels(tracks if tracks is not None else self.find_driver(None))
+        except UserError as error:
+            self.warnings.append(f"face maps left out: {error}")
+            return None
+
+    def _fit_map(self, frame: Image, *, stretched: bool) -> Image:
+        if stretched:
             # Without face control the official code stretches the map, whatever its shape.
             import cv2
 
