@@ -110,6 +110,26 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     assert read_photo(tmp_path / "palette.png")[5, 0].tolist() == [255, 255, 255]
 
 
+def test_colour_profile_of_a_transparent_picture(tmp_path: Path) -> None:
+    """A profile that swaps nothing but the curve: linear light, so a stored 128 is shown as 188."""
+    linear = linear_profile()
+    Image.new("RGB", (32, 32), (128, 128, 128)).save(tmp_path / "opaque.png", icc_profile=linear)
+    Image.new("RGBA", (32, 32), (128, 128, 128, 255)).save(tmp_path / "clear.png", icc_profile=linear)
+    for name in ("opaque.png", "clear.png"):
+        assert np.abs(read_photo(tmp_path / name)[0, 0].astype(int) - 188).max() <= 2
+
+
+def linear_profile() -> bytes:
+    """sRGB's profile with its three tone curves replaced by straight lines."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    straight = b"curv" + bytes(4) + struct.pack(">I", 0)
+    for entry in range(struct.unpack_from(">I", data, 128)[0]):
+        tag, at, _ = struct.unpack_from(">4sII", data, 132 + 12 * entry)
+        if tag in {b"rTRC", b"gTRC", b"bTRC"}:
+            data[at : at + len(straight)] = straight
+    return bytes(data)
+
+
 def test_colour_profile_is_followed(tmp_path: Path) -> None:
     photo = Image.new("RGB", (32, 32), (200, 30, 40))
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

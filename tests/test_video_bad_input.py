@@ -59,6 +59,13 @@ def picture(folder: Path) -> Path:
     return folder / "photo.jpg"
 
 
+def heic_picture(folder: Path) -> Path:
+    """HEIC is the container of MP4 with H.265 inside: FFmpeg would read its tiles as a video."""
+    heif = pytest.importorskip("pillow_heif", reason="extra 'heic' is not installed")
+    heif.from_pillow(Image.new("RGB", (96, 64))).save(folder / "photo.heic")
+    return folder / "photo.heic"
+
+
 def picture_under_another_name(folder: Path) -> Path:
     return picture(folder).rename(folder / "clip.mp4")
 
@@ -108,6 +115,7 @@ CASES: list[tuple[Callable[[Path], Path], str]] = [
     (play_list, "not a readable video"),
     (concat_list, "not a readable video"),
     (picture, "is a picture"),
+    (heic_picture, "is a picture"),
     (picture_under_another_name, "not a readable video"),
     (index_lost, "not a readable video .damaged, cut short"),
     (frames_lost, "not one frame of it can be decoded"),
@@ -123,6 +131,27 @@ def test_refused_in_one_line(tmp_path: Path, make: Callable[[Path], Path], reaso
         with pytest.raises(UserError, match=f"^{re.escape(str(path))}: .*{reason}.*wanted a video file") as caught:
             use(path)
         assert "\n" not in str(caught.value)
+
+
+def rename_codec(path: Path, old: bytes) -> Path:
+    data = path.read_bytes()
+    assert data.count(old) >= 1
+    path.write_bytes(data.replace(old, b"zzzz"))
+    return path
+
+
+def test_unknown_video_codec(tmp_path: Path) -> None:
+    path = rename_codec(make_clip(tmp_path / "clip.mp4"), b"avc1")
+    with pytest.raises(UserError, match="is in a video codec that FFmpeg cannot decode here"):
+        probe(path)
+
+
+def test_unknown_sound_codec_is_no_sound(tmp_path: Path) -> None:
+    path = rename_codec(rename_codec(make_clip(tmp_path / "clip.mp4", 8, tone=(0, 1)), b"mp4a"), b"esds")
+    assert not probe(path).has_audio
+    reader = VideoReader(path)
+    assert [number_of(frame) for frame in reader] == list(range(8))
+    assert reader.sound() is None
 
 
 def test_too_large(tmp_path: Path) -> None:

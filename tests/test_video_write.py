@@ -364,7 +364,7 @@ def test_outputs_that_are_refused_at_once(tmp_path: Path, name: str, options: di
 def test_an_input_is_not_replaced(tmp_path: Path) -> None:
     driving = make_clip(tmp_path / "driving.mp4", 3)
     (tmp_path / "link.mp4").symlink_to(driving)
-    with pytest.raises(UserError, match="link.mp4: is an input of this very run"):
+    with pytest.raises(UserError, match=r"link\.mp4: is an input of this very run"):
         check_output(tmp_path / "link.mp4", inputs=[tmp_path / "none.png", driving])
     check_output(tmp_path / "new.mp4", inputs=[driving])
 

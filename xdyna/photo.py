@@ -112,8 +112,8 @@ def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    elif profile and image.mode in {"RGB", "CMYK"}:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
+    if profile and image.mode in {"RGB", "CMYK"}:
         image = _to_srgb(image, profile)
     return np.array(image.convert("RGB"), dtype=np.uint8)
 

@@ -45,33 +45,44 @@ def decord_frames(path: Path, info: VideoInfo) -> Generator[Timed[Callable[[], I
         return None
     if (width, height) != info.size_wh or len(reader) != info.num_frames:
         return None
-    return _timed(reader, np.asarray(times, np.float64), info.start)
+    return _timed(reader, path, np.asarray(times, np.float64), info.start)
 
 
 class _Cursor:
     """Steps through a decord reader forwards; jumping for every frame would decode from a key frame each time."""
 
-    def __init__(self, reader: Any) -> None:
+    def __init__(self, reader: Any, path: Path) -> None:
         self._reader = reader
+        self._path = path
         self._reader.seek_accurate(0)  # `decord_frames` has looked at frame 0
         self._next = 0
         self._last: tuple[int, Image] | None = None
 
     def picture(self, index: int) -> Image:
+        import decord
+
         if self._last is None or self._last[0] != index:
-            if index > self._next + _FAR:
-                self._reader.seek_accurate(index)
-                self._next = index
-            for _ in range(index - self._next):
-                self._reader.next()
-            self._last = (index, self._reader.next().asnumpy())
-            self._next = index + 1
+            try:
+                self._last = (index, self._decode(index))
+            except decord.DECORDError as error:
+                raise UserError(f"{self._path}: decord cannot decode frame {index}; read it with PyAV") from error
         # A copy, because a frame that is shown twice must not carry what was drawn on it the first time.
         return self._last[1].copy()
 
+    def _decode(self, index: int) -> Image:
+        if index > self._next + _FAR:
+            self._reader.seek_accurate(index)
+            self._next = index
+        for _ in range(index - self._next):
+            self._reader.next()
+        self._next = index + 1
+        return np.asarray(self._reader.next().asnumpy(), np.uint8)
 
-def _timed(reader: Any, times_s: NDArray[np.float64], start: Fraction) -> Generator[Timed[Callable[[], Image]]]:
-    cursor = _Cursor(reader)
+
+def _timed(
+    reader: Any, path: Path, times_s: NDArray[np.float64], start: Fraction
+) -> Generator[Timed[Callable[[], Image]]]:
+    cursor = _Cursor(reader, path)
     for index, (begin, end) in enumerate(times_s - times_s[0, 0]):
         time, after = (Fraction(value).limit_denominator(1_000_000) for value in (begin, end))
         yield Timed(start + time, after - time, partial(cursor.picture, index))

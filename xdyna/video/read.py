@@ -46,6 +46,7 @@ class VideoReader:
         path: the file.
         info: what `probe` found.
         start_s: where the first frame lies, seconds from the video's first.
+        start_s: as given, seconds.
         fps: output rate, frames per second.
         size_wh: (width, height) of the frames, pixels.
         warnings: filled when a loop has ended: one line for each thing that was wrong but did not stop it.

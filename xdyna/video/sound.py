@@ -15,7 +15,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from numpy.typing import NDArray
 
-from xdyna.video.source import open_video, probe
+from xdyna.video.source import open_video, probe, sound_stream
 
 _AAC_RATES = {96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000}
 _CHUNK = 1024  # samples of one AAC frame
@@ -122,9 +122,9 @@ def _samples_from(cut: AudioCut) -> Generator[tuple[Samples, int]]:
     """(samples float32 [channels, n], their rate) without holes, beginning exactly at the start of the piece."""
     origin = probe(cut.path).start + Fraction(cut.start_s).limit_denominator(1_000_000)
     with open_video(cut.path) as (container, _):
-        if not container.streams.audio:
+        stream = sound_stream(container)
+        if stream is None:
             return
-        stream = container.streams.audio[0]
         num_given = 0
         for frame in _resampled(container, stream, origin):
             samples = frame.to_ndarray().astype(np.float32, copy=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import av
 import av.error
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -77,7 +78,7 @@ def probe(path: str | Path) -> VideoInfo:
             fps=fps,
             num_frames=stream.frames or None,
             duration_s=0.0,
-            has_audio=bool(container.streams.audio),
+            has_audio=sound_stream(container) is not None,
             start=start,
             codec=stream.codec_context.name,
             turn=turn,
@@ -95,6 +96,8 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         UserError: missing, a folder, empty, not a video, or without a picture track.
     """
     check_is_file(path, WANTED)
+    if path.suffix.lower() in _PICTURE_SUFFIXES:  # HEIC would open, as a video of its tiles
+        raise UserError(f"{path}: is a picture; {WANTED}")
     try:
         container = av.open(
             str(path),
@@ -102,9 +105,19 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             metadata_errors="replace",
         )
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise UserError(f"{path}: {_why_not_opened(path, error)}") from error
+        reason = (
+            "no permission to read it"
+            if isinstance(error, PermissionError)
+            else "not a readable video (damaged, cut short, or something else under this name)"
+        )
+        raise UserError(f"{path}: {reason}; {WANTED}") from error
     with container:
         yield container, _video_stream(path, container)
+
+
+def sound_stream(container: InputContainer) -> AudioStream | None:
+    """The first sound track that can be decoded; phones put others in for their own use."""
+    return next((stream for stream in container.streams.audio if _has_decoder(stream)), None)
 
 
 def open_decoder(stream: VideoStream) -> Decode:
@@ -126,21 +139,22 @@ def packet_frames(decode: Decode, packet: av.Packet[VideoStream]) -> list[VideoF
     return None if any(frame.is_corrupt for frame in frames) else frames
 
 
-def _why_not_opened(path: Path, error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
-    if path.suffix.lower() in _PICTURE_SUFFIXES:
-        return f"is a picture; {WANTED}"
-    return f"not a readable video (damaged, cut short, or something else under this name); {WANTED}"
-
-
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     cover = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-    if not streams:
+    known = [stream for stream in streams if _has_decoder(stream)]
+    if streams and not known:
+        raise UserError(f"{path}: is in a video codec that FFmpeg cannot decode here; {WANTED}, for example in H.264")
+    if not known:
         kind = "only sound" if container.streams.audio else "no picture track"
         raise UserError(f"{path}: holds {kind}; {WANTED}")
-    return streams[0]
+    return known[0]
+
+
+def _has_decoder(stream: VideoStream | AudioStream) -> bool:
+    # PyAV leaves the context out where FFmpeg knows no decoder; its type hints do not say so.
+    context: object = stream.codec_context
+    return context is not None
 
 
 def _check_coded_size(path: Path, stream: VideoStream) -> None:
