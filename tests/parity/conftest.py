@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from golden_sets import Check
 
 ERRORS = pytest.StashKey[dict[tuple[str, str], tuple[float, float]]]()
-Check = Callable[[str, str, dict[str, float], float], None]
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Check
 from diffusers import DDIMScheduler
-from golden_sets import converted, facts, set_names, tensors, worst
+from golden_sets import Check, converted, facts, set_names, tensors, worst
 from torch import Tensor
 
 from xdyna.latents import downgrade_input, initial_latents

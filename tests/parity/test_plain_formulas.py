@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Check
-from golden_sets import facts, official_weights, set_names, tensors, worst
+from golden_sets import Check, facts, official_weights, set_names, tensors, worst
 from official_files import official_shapes, seeded
 from plain_unet import PlainUNet
 from torch import Tensor
@@ -147,11 +145,8 @@ def convert_and_load(
     torch.save({"state_dict": unet}, folder / "unet.ckpt")
     torch.save({"image_proj": resampler, "ip_adapter": {}}, folder / "ip.bin")
     files = OfficialFiles(unet=folder / "unet.ckpt", ip_adapter=folder / "ip.bin")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it is no complete pipeline
-        convert_official(
-            files, folder / "out", settings={"unet": settings, "image_prompt": {"dim_head": RESAMPLER["dim_head"]}}
-        )
+    settings = {"unet": settings, "image_prompt": {"dim_head": RESAMPLER["dim_head"]}}
+    convert_official(files, folder / "out", settings=settings)
     model = XDynaUNet.from_pretrained(folder / "out" / "unet").eval()
     DynamicsAdapter.from_pretrained(folder / "out" / "dynamics_adapter").attach(model)
     ImagePromptAdapter.from_pretrained(folder / "out" / "image_prompt").attach(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,8 @@ from torch import Tensor
 from xdyna.checkpoints.key_maps import Rule, Source, to_official
 from xdyna.checkpoints.tensor_files import Entry, TensorFile, check_finite
 from xdyna.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 #: Largest difference from the sinusoid that rounding in a dtype explains (values are in -1..1).
 _PE_TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -78,7 +80,7 @@ class Report:
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
-        warnings.warn(text, stacklevel=3)
+        logger.warning("%s", text)
 
     def count(self, component: str, origin: str, tensors: int = 1) -> None:
         """Note that `origin` (a file, or what stood in for one) gave so many of a component's tensors."""

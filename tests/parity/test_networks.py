@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Check
 from diffusers import ControlNetModel
-from golden_sets import converted, facts, set_names, tensors, worst
+from golden_sets import Check, converted, facts, set_names, tensors, worst
 from torch import Tensor, nn
 
 from xdyna.adapters.dynamics import DynamicsAdapter
