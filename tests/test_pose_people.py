@@ -45,6 +45,8 @@ class Stage:
             self.now = index
             image = np.full((SIZE_WH[1], SIZE_WH[0], 3), 120, np.uint8)
             for person in reversed(range(len(self.paths))):
+                if index in self.absent.get(person, ()):
+                    continue
                 x0, y0, x1, y1 = np.clip(confident_boxes(self.at(person, index))[0], 0, 639).astype(int)
                 image[y0:y1, x0:x1] = COLORS[person]
             yield image
@@ -110,6 +112,26 @@ def test_a_flash_is_no_person() -> None:
     stage.absent[1] = range(2, 20)
     people = detect_people(stage.frames(), stage, fps=8.0)
     assert len(people) == 1
+
+
+def test_who_comes_back_half_hidden_is_the_same_person() -> None:
+    class Reappearing(Stage):
+        def frames(self) -> Iterator[np.ndarray]:
+            for index, image in enumerate(super().frames()):
+                yield np.full_like(image, 60) if index in (25, 26) else image  # nothing of the colors is seen yet
+
+    stage = Reappearing([(60, 580, 160)], 40)
+    stage.absent[0] = range(10, 25)
+    people = detect_people(stage.frames(), stage, fps=8.0)
+    assert len(people) == 1
+    assert np.flatnonzero(~people[0].joints_conf.any(1)).tolist() == list(range(10, 25))
+
+
+def test_somebody_else_later_is_somebody_else() -> None:
+    stage = Stage([(300, 300, 200), (310, 310, 200)], 30)
+    stage.absent = {0: range(12, 30), 1: range(14)}
+    people = detect_people(stage.frames(), stage, fps=8.0)
+    assert len(people) == 2
 
 
 def test_biggest_by_default_or_by_number() -> None:

@@ -30,7 +30,8 @@ _HAND_CROP_PX = 256
 _HAND_CROP_PER_TORSO = 1.17  # side of the square in which a hand is looked for
 _HAND_REACH_PER_TORSO = 0.25  # a hand whose wrist is farther than this from the arm's wrist is somebody else's
 _GUESSED_HAND_CONF = 0.35  # shown in maps (0.3 and above), told apart from a hand that was seen
-_MAX_PAINTED_SHARE = 0.5  # a 'person' more of whose joints lie where another was painted over is that one's ghost
+_MAX_PAINTED_SHARE = 0.5  # of a further person's joints, where somebody was painted over
+_MIN_FIGURE = 0.7  # mean of MediaPipe's mask at a further person's joints
 _MIN_SURE_JOINTS = 5
 _SURE_CONF = 0.5
 
@@ -98,7 +99,7 @@ class MediaPipeFinder:
         for _ in range(max_people):
             result = self._search.run(canvas)
             person = self._person(frame, result.pose_landmarks) if result.pose_landmarks else None
-            if person is None or _share_inside(person, painted) > _MAX_PAINTED_SHARE:
+            if person is None or (people and _is_ghost(person, painted, result.segmentation_mask)):
                 break
             people.append(person)
             painted |= _silhouette(person, result.segmentation_mask)
@@ -225,11 +226,13 @@ def _torso_px(points: FloatArray) -> float:
     return float(np.linalg.norm(joints[list(_SHOULDERS)].mean(0) - joints[list(_HIPS)].mean(0)))
 
 
-def _share_inside(person: Tracks, mask: NDArray[np.bool_]) -> float:
-    """Share, 0..1, of a person's joints that lie on a mask."""
-    sure = person.joints_xy[0, person.joints_conf[0] >= 0.3]
+def _is_ghost(person: Tracks, painted: NDArray[np.bool_], segmentation: NDArray[np.float32] | None) -> bool:
+    """Whether a further person is one imagined: where another was painted over, or without a figure around its joints."""
+    sure = person.joints_xy[0, person.joints_conf[0] >= _SURE_CONF]
     columns, rows = np.clip(np.rint(sure).astype(int), 0, np.asarray(person.size_wh) - 1).T
-    return float(mask[rows, columns].mean()) if len(sure) else 1.0
+    if painted[rows, columns].mean() > _MAX_PAINTED_SHARE:
+        return True
+    return segmentation is not None and float(segmentation[rows, columns].mean()) < _MIN_FIGURE
 
 
 def paint_over(frame: Image, mask: NDArray[np.bool_]) -> Image:

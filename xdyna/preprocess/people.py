@@ -22,10 +22,11 @@ LOOK_EVERY = 8
 
 _MIN_OVERLAP = 0.1  # of a person's expected box with a found one, to be a candidate at all
 _LOOKS_WEIGHT = 1.0
-_MIN_LOOKS = 0.5
+_MIN_LOOKS = 0.5  # likeness by which a lost person is known again
+_MIN_LOST_LOOKS = 0.2  # the same, where the place agrees
 _LOST_REACH = 1.5  # a lost person may come back up to this many box heights from where it is expected
 _VELOCITY_DECAY = 0.9  # per frame without a sighting
-_LOOKS_SCALE = 40.0  # a color difference (RGB, 0..255) that halves the likeness, about
+_LOOKS_SCALE = 40.0  # a mean color difference of so much (0..255) brings the likeness to 1/e
 _MIN_SIGHTINGS = 3  # fewer, in a clip that is longer, are no person
 
 
@@ -103,6 +104,7 @@ def detect_people(
         if search and len(people) > 1:
             crowd_until = index + 1 + look_every
         _link(followed, index, frame, people)
+    _join(followed)
     kept = [person for person in followed if len(person.sightings) >= min(_MIN_SIGHTINGS, num_frames)]
     kept.sort(key=lambda person: _numbering(person, size_wh))
     return [_stack(person.sightings, num_frames, size_wh, fps) for person in kept]
@@ -186,17 +188,46 @@ def _link(followed: list[_Followed], index: int, frame: Image, people: list[Trac
             followed.append(new)
 
 
+def _join(followed: list[_Followed]) -> None:
+    """Give back to a person who was lost for a while what looked like a new one when it came out half hidden."""
+    for later in sorted(followed, key=lambda person: min(person.sightings)):
+        begin = min(later.sightings)
+        ended = [
+            (_likeness(person.looks, later.looks), -person.last_seen, at)
+            for at, person in enumerate(followed)
+            if person.last_seen < begin and _is_near(person, begin, confident_boxes(later.sightings[begin])[0])
+        ]
+        if ended and max(ended)[0] >= _MIN_LOOKS:
+            earlier = followed[max(ended)[2]]
+            earlier.sightings |= later.sightings
+            earlier.box, earlier.looks, earlier.last_seen = later.box, later.looks, later.last_seen
+            followed.remove(later)
+
+
+def _likeness(one: FloatArray, other: FloatArray) -> float:
+    """1 for the same colors, towards 0 for others."""
+    return float(np.exp(-np.abs(one - other).mean() / _LOOKS_SCALE))
+
+
+def _is_near(person: _Followed, index: int, box: FloatArray) -> bool:
+    """Whether a person may have come from where it was lost, or expected, to a box."""
+    reach = _LOST_REACH * float(person.box[3] - person.box[1])
+    return any(
+        float(np.linalg.norm((past[:2] + past[2:] - box[:2] - box[2:]) / 2)) <= reach
+        for past in (person.box, person.expected_box(index))
+    )
+
+
 def _fit(person: _Followed, index: int, box: FloatArray, looks: FloatArray) -> float:
     """How well a found box continues a person, 0 for not at all: overlap with where it is expected, and likeness."""
     expected = person.expected_box(index)
     overlap = max(box_overlap(expected, box), box_overlap(person.box, box))
-    likeness = float(np.exp(-np.abs(person.looks - looks).mean() / _LOOKS_SCALE))
-    if overlap >= _MIN_OVERLAP:
+    likeness = _likeness(person.looks, looks)
+    lost = index - person.last_seen > 1
+    if overlap >= _MIN_OVERLAP and (likeness >= _MIN_LOST_LOOKS or not lost):
         return overlap + _LOOKS_WEIGHT * likeness
-    passed = index - person.last_seen
-    reach = _LOST_REACH * float(expected[3] - expected[1])
-    away = float(np.linalg.norm((expected[:2] + expected[2:] - box[:2] - box[2:]) / 2))
-    return _LOOKS_WEIGHT * likeness * 0.5 if passed > 1 and likeness >= _MIN_LOOKS and away <= reach else 0.0
+    back = lost and likeness >= _MIN_LOOKS and _is_near(person, index, box)
+    return _LOOKS_WEIGHT * likeness * 0.5 if back else 0.0
 
 
 def _looks(frame: Image, person: Tracks) -> FloatArray:
