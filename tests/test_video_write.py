@@ -54,6 +54,16 @@ def test_codecs_round_trip_and_repeat(tmp_path: Path, codec: str) -> None:
     assert first.read_bytes() == write(tmp_path / "b.mp4", codec=codec).read_bytes()
 
 
+def test_encoder_threads_do_not_follow_the_machine(tmp_path: Path) -> None:
+    """Both encoders write their settings into the stream."""
+    data = write(tmp_path / "a.mp4", size_wh=(192, 128)).read_bytes()
+    assert b" threads=2 lookahead_threads=1 sliced_threads=0 " in data
+    if "h265" in known_codecs():
+        data = write(tmp_path / "b.mp4", size_wh=(192, 128), codec="h265").read_bytes()
+        assert b"frame-threads=1" in data
+        assert b"no-wpp" in data
+
+
 def test_index_comes_first(tmp_path: Path) -> None:
     """A browser can play the file while it loads."""
     data = write(tmp_path / "a.mp4").read_bytes()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.codec.context import ThreadType
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
@@ -78,6 +79,7 @@ class Mp4Sink:
         self._stream.pix_fmt = "yuv420p"
         context = self._stream.codec_context
         context.thread_count = NUM_THREADS
+        context.thread_type = ThreadType.FRAME  # else x264 cuts each frame into slices, which costs quality
         if codec.tag:
             context.codec_tag = codec.tag
         # BT.601 is what readers assume that do not look at the tag (OpenCV, decord); the tag tells the others.
