@@ -1,0 +1,80 @@
+"""What a person looks like: skin, hair and clothes as colours and a few named kinds."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass
+
+import numpy as np
+
+from xdyna.data.synthetic.body import Body, random_body
+
+Colour = tuple[int, int, int]
+
+HAIR_STYLES = ("short", "long", "bun", "cap")
+SLEEVES = ("none", "short", "long")
+BOTTOMS = ("trousers", "shorts", "skirt")
+PATTERNS = ("plain", "band", "vest")
+
+_SKIN = ((246, 212, 184), (232, 184, 150), (208, 156, 118), (168, 116, 80), (124, 82, 56), (92, 58, 40))
+_HAIR = ((34, 26, 24), (70, 44, 28), (120, 72, 36), (206, 160, 84), (168, 64, 34), (110, 110, 116))
+
+
+@dataclass(frozen=True)
+class Character:
+    """One person's body, colours (RGB, 0..255) and clothes."""
+
+    body: Body
+    skin: Colour
+    hair: Colour
+    hair_style: str
+    top: Colour
+    trim: Colour
+    sleeve: str
+    pattern: str
+    bottom: Colour
+    bottom_kind: str
+    shoes: Colour
+    eyes: Colour
+
+
+def random_character(rng: np.random.Generator) -> Character:
+    """A person with bold clothes whose top and bottom differ clearly in colour."""
+    hue = rng.random()
+    top = _cloth(rng, hue)
+    bottom = _cloth(rng, hue + rng.uniform(0.25, 0.75), dark=rng.random() < 0.5)
+    return Character(
+        body=random_body(rng),
+        skin=_near(rng, _SKIN[int(rng.integers(len(_SKIN)))], 8),
+        hair=_near(rng, _HAIR[int(rng.integers(len(_HAIR)))], 8),
+        hair_style=str(rng.choice(HAIR_STYLES, p=[0.35, 0.3, 0.2, 0.15])),
+        top=top,
+        trim=_cloth(rng, hue + rng.uniform(0.3, 0.7)),
+        sleeve=str(rng.choice(SLEEVES, p=[0.2, 0.4, 0.4])),
+        pattern=str(rng.choice(PATTERNS, p=[0.6, 0.2, 0.2])),
+        bottom=bottom,
+        bottom_kind=str(rng.choice(BOTTOMS, p=[0.5, 0.2, 0.3])),
+        shoes=_cloth(rng, rng.random(), dark=rng.random() < 0.6),
+        eyes=_near(rng, (70, 60, 50), 30),
+    )
+
+
+def shade(colour: Colour, amount: float) -> Colour:
+    """The colour made darker (amount < 0, towards black) or lighter (> 0, towards white); -1..1."""
+    goal = 255 if amount > 0 else 0
+    red, green, blue = (round(value + (goal - value) * abs(amount)) for value in colour)
+    return red, green, blue
+
+
+def _cloth(rng: np.random.Generator, hue: float, *, dark: bool = False) -> Colour:
+    if rng.random() < 0.12:
+        grey = int(rng.uniform(40, 70) if dark else rng.uniform(200, 245))
+        return grey, grey, grey
+    value = rng.uniform(0.28, 0.5) if dark else rng.uniform(0.7, 1.0)
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(0.55, 0.95), value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _near(rng: np.random.Generator, colour: Colour, spread: int) -> Colour:
+    red, green, blue = (int(np.clip(value + rng.integers(-spread, spread + 1), 0, 255)) for value in colour)
+    return red, green, blue

@@ -1,0 +1,219 @@
+"""Clips of drawn people before drawn scenes, with everything known about them; a function of seed and index alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from xdyna.data.synthetic.body import Figure, place
+from xdyna.data.synthetic.character import Character, random_character
+from xdyna.data.synthetic.figure import Shape, paint
+from xdyna.data.synthetic.motion import Motion, random_motion
+from xdyna.data.synthetic.scenes import SCENES, build_scene
+from xdyna.errors import UserError, near_matches
+from xdyna.preprocess.tracks import Tracks
+
+TRAIL_S = 0.12  # loose hair and skirts show where the body was this long ago
+_BITS = 4  # fractional bits of the coordinates handed to OpenCV
+
+
+@dataclass(frozen=True)
+class World:
+    """What clips there are.
+
+    Attributes:
+        seed: clips of different seeds have nothing in common.
+        size_wh: (width, height) of the frames, pixels.
+        fps: frames per second.
+        scenes: kinds of scenes, drawn with equal chance.
+        full_body: share of clips that show the whole body; the others show it from the hips up.
+        energy: how strongly people move, 1 being lively.
+    """
+
+    seed: int = 0
+    size_wh: tuple[int, int] = (64, 96)
+    fps: float = 12.0
+    scenes: tuple[str, ...] = tuple(SCENES)
+    full_body: float = 0.85
+    energy: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in self.scenes:
+            if name not in SCENES:
+                raise UserError(f"unknown scene {name!r}{near_matches(name, SCENES)}")
+
+
+@dataclass(frozen=True)
+class Camera:
+    """The stage in the frame: where its middle stands (fraction of the width), the ground and a body's height
+    (fractions of the frame's height)."""
+
+    middle: float
+    ground: float
+    body: float
+
+
+@dataclass(frozen=True, eq=False)
+class ClipSpec:
+    """One clip before it is drawn. Swap a part (`dataclasses.replace`) to see another person dance the same dance."""
+
+    character: Character
+    motion: Motion
+    camera: Camera
+    scene: str
+    scene_key: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A drawn clip.
+
+    Attributes:
+        frames: uint8 RGB [F, H, W, 3].
+        masks: uint8 [F, H, W], how much of each pixel the person covers, 0..255.
+        tracks: joints, hands and face points in pixels of these frames.
+        expression: float32 [F, 4]: mouth opening, smile, brow height, eye opening.
+    """
+
+    frames: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+    tracks: Tracks
+    expression: NDArray[np.float32]
+
+
+def clip_spec(world: World, index: int) -> ClipSpec:
+    """Clip number `index` of a world."""
+    rng = np.random.default_rng([world.seed, index])
+    full = rng.random() < world.full_body
+    if full:
+        camera = Camera(rng.uniform(0.44, 0.56), rng.uniform(0.945, 0.975), rng.uniform(0.72, 0.8))
+    else:
+        camera = Camera(rng.uniform(0.46, 0.54), rng.uniform(1.65, 1.75), rng.uniform(1.35, 1.5))
+    return ClipSpec(
+        character=random_character(rng),
+        motion=random_motion(rng, energy=world.energy),
+        camera=camera,
+        scene=str(rng.choice(world.scenes)),
+        scene_key=(world.seed, index, 1),
+    )
+
+
+def render(spec: ClipSpec, times_s: NDArray[np.float64], size_wh: tuple[int, int], fps: float) -> Clip:
+    """Draw a clip at the given times.
+
+    Args:
+        spec: what to draw.
+        times_s: [F] seconds, in any order.
+        size_wh: (width, height), pixels.
+        fps: what the tracks call the rate of the frames.
+    """
+    now = place(spec.character.body, spec.motion, times_s)
+    before = place(spec.character.body, spec.motion, times_s - TRAIL_S)
+    fine = max(1, round(192 / size_wh[1]))  # small pictures are drawn larger and averaged
+    shapes = paint(spec.character, now, before, layers=3 if size_wh[1] <= 192 else 8)
+    to_pixels = _Projection(spec.camera, size_wh)
+    scene = build_scene(spec.scene, np.random.default_rng(spec.scene_key), size_wh)
+    frames = np.empty((len(times_s), size_wh[1], size_wh[0], 3), np.uint8)
+    masks = np.empty(frames.shape[:3], np.uint8)
+    figures = _draw_figures(shapes, to_pixels, size_wh, fine, len(times_s))
+    shadows = _shadows(now, to_pixels)
+    for index, (figure, time_s) in enumerate(zip(figures, times_s, strict=True)):
+        backdrop = scene(float(time_s))
+        if to_pixels.ground_px < size_wh[1]:
+            _cast_shadow(backdrop := backdrop.copy(), shadows[index])
+        masks[index] = figure[..., 3]
+        through = cv2.merge([255 - masks[index]] * 3)
+        frames[index] = cv2.add(cv2.multiply(backdrop, through, scale=1 / 255), np.ascontiguousarray(figure[..., :3]))
+    return Clip(frames, masks, _tracks(now, to_pixels, size_wh, fps), now.expression.astype(np.float32))
+
+
+def render_index(world: World, index: int, num_frames: int) -> Clip:
+    """The first `num_frames` frames of clip number `index`."""
+    return render(clip_spec(world, index), np.arange(num_frames) / world.fps, world.size_wh, world.fps)
+
+
+def dressed_as(motion: ClipSpec, looks: ClipSpec) -> ClipSpec:
+    """The dance (and expressions) of one clip by the person, in the place and view of another: exact cross-driving."""
+    return replace(looks, motion=motion.motion)
+
+
+@dataclass(frozen=True)
+class _Projection:
+    camera: Camera
+    size_wh: tuple[int, int]
+
+    @property
+    def scale_px(self) -> float:
+        return self.camera.body * self.size_wh[1]
+
+    @property
+    def ground_px(self) -> float:
+        return self.camera.ground * self.size_wh[1]
+
+    def __call__(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Stage [..., 2] -> pixels, origin at the frame's top left corner."""
+        return points * self.scale_px + [self.camera.middle * self.size_wh[0], self.ground_px]
+
+
+def _draw_figures(
+    shapes: list[Shape], to_pixels: _Projection, size_wh: tuple[int, int], fine: int, num_frames: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Premultiplied RGBA pictures [H, W, 4] of the person alone, frame by frame."""
+    width, height = size_wh
+    canvas = np.empty((height * fine, width * fine, 4), np.uint8)
+    # OpenCV's coordinates count from the middle of the first pixel.
+    polygons = [
+        (
+            np.round((to_pixels(shape.points) * fine - 0.5) * (1 << _BITS)).astype(np.int32, order="C"),
+            (*shape.colour, 255),
+        )
+        for shape in shapes
+    ]
+    for index in range(num_frames):
+        canvas[:] = 0
+        for points, colour in polygons:
+            cv2.fillPoly(canvas, [points[index]], colour, cv2.LINE_AA, _BITS)
+        yield cv2.resize(canvas, size_wh, interpolation=cv2.INTER_AREA) if fine > 1 else canvas
+
+
+def _shadows(figure: Figure, to_pixels: _Projection) -> NDArray[np.float64]:
+    """The shadow's middle (x, y) and half axes, pixels: [F, 4]."""
+    feet = figure.joints[:, [10, 13], 0]
+    half = np.maximum(np.ptp(feet, axis=1) / 2 + 0.07, 0.09)
+    centre = to_pixels(np.stack([feet.mean(1), np.full(len(feet), 0.002)], -1))
+    return np.concatenate([centre, np.stack([half, np.full(len(half), 0.02)], -1) * to_pixels.scale_px], -1)
+
+
+def _cast_shadow(image: NDArray[np.uint8], shadow: NDArray[np.float64]) -> None:
+    x, y, half_x, half_y = shadow
+    height, width = image.shape[:2]
+    top, bottom = int(max(0, y - 2 * half_y)), int(min(height, y + 2 * half_y + 1))
+    rows = ((np.arange(top, bottom) + 0.5 - y) / half_y)[:, None] ** 2
+    columns = ((np.arange(width) + 0.5 - x) / half_x)[None] ** 2
+    dark = (1 - 0.45 * np.exp(-(rows + columns)))[..., None]
+    image[top:bottom] = (image[top:bottom] * dark).astype(np.uint8)
+
+
+def _tracks(figure: Figure, to_pixels: _Projection, size_wh: tuple[int, int], fps: float) -> Tracks:
+    def pixels(points: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        found = to_pixels(points)
+        inside = np.asarray(((found >= 0) & (found <= size_wh)).all(-1))
+        return found.astype(np.float32), inside.astype(np.float32)
+
+    joints, joints_conf = pixels(figure.joints)
+    hands, hands_conf = pixels(figure.hands)
+    face, face_conf = pixels(figure.face)
+    return Tracks(
+        joints_xy=joints,
+        joints_conf=joints_conf,
+        hands_xy=hands,
+        hands_conf=hands_conf,
+        face_xy=face,
+        face_conf=(face_conf.mean(1) > 0.8).astype(np.float32),
+        size_wh=size_wh,
+        fps=fps,
+    )
