@@ -124,6 +124,16 @@ def test_hands_hang_on_the_wrists() -> None:
         assert np.ptp(hand, axis=0).max() > 10
 
 
+@needs_media
+def test_large_frames_give_the_same_places(finder: MediaPipeFinder) -> None:
+    frame = next(clip(2, 1))
+    large = np.kron(frame, np.ones((2, 2, 1), np.uint8))
+    (one,), (other,) = finder.find(frame, 6), finder.find(large, 6)
+    assert other.size_wh == (1024, 1792)
+    assert np.abs(other.joints_xy / 2 - one.joints_xy).max() < 15
+    assert np.median(np.abs(other.joints_xy / 2 - one.joints_xy)) < 3
+
+
 def side_by_side(num_frames: int) -> Iterator[np.ndarray]:
     for left, right in zip(clip(1, num_frames, 8), clip(2, num_frames, 8), strict=True):
         yield np.concatenate([left, right], axis=1)[::2, ::2]

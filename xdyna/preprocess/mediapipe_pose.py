@@ -26,10 +26,12 @@ _NECK, _SHOULDERS, _HIPS = 1, (2, 5), (8, 11)
 # Left then right: elbow, wrist, little finger's knuckle, forefinger's knuckle, thumb.
 _ARMS: Final = ((13, 15, 17, 19, 21), (14, 16, 18, 20, 22))
 
+_LARGEST_PX = 1280
 _HAND_CROP_PX = 256
 _HAND_CROP_PER_TORSO = 1.17  # side of the square in which a hand is looked for
 _HAND_REACH_PER_TORSO = 0.25  # a hand whose wrist is farther than this from the arm's wrist is somebody else's
 _GUESSED_HAND_CONF = 0.35  # shown in maps (0.3 and above), told apart from a hand that was seen
+_HAND_BREADTH = 0.7  # of a guessed hand, at least, in units of its palm's length
 _MAX_PAINTED_SHARE = 0.5  # of a further person's joints, where somebody was painted over
 _MIN_FIGURE = 0.7  # mean of MediaPipe's mask at a further person's joints
 _MIN_SURE_JOINTS = 5
@@ -86,11 +88,14 @@ class MediaPipeFinder:
         Returns:
             One-frame tracks of each person, at most `max_people`, in the order found.
         """
+        small = _shrink(frame)
         if max_people == 1:
-            landmarks = self._follow.run(frame).pose_landmarks
-            person = self._person(frame, landmarks) if landmarks else None
-            return [person] if person else []
-        return self._find_all(frame, max_people)
+            landmarks = self._follow.run(small).pose_landmarks
+            person = self._person(small, landmarks) if landmarks else None
+            people = [person] if person else []
+        else:
+            people = self._find_all(small, max_people)
+        return [person.resized((frame.shape[1], frame.shape[0])) for person in people]
 
     def _find_all(self, frame: Image, max_people: int) -> list[Tracks]:
         people: list[Tracks] = []
@@ -201,15 +206,30 @@ def guess_hand(arm_xy: FloatArray) -> FloatArray:
     forearm = wrist - elbow
     if np.linalg.norm(palm) < 1e-3:
         palm = 0.25 * forearm
+    breadth, least = little - fore, _HAND_BREADTH * float(np.linalg.norm(palm))
+    if np.linalg.norm(breadth) < 1e-3:
+        breadth = np.array([-palm[1], palm[0]], np.float32)
+    breadth = breadth * max(1.0, least / max(float(np.linalg.norm(breadth)), 1e-3))
     hand = np.zeros((21, 2), np.float32)
     hand[0] = wrist
     for step in range(4):
         hand[1 + step] = wrist + (thumb - wrist) * (0.4 + 0.35 * step)
     for finger in range(4):
-        knuckle = fore + (little - fore) * (finger / 3)
+        knuckle = (little + fore) / 2 + breadth * (finger / 3 - 0.5)
         for step in range(4):
-            hand[5 + 4 * finger + step] = knuckle + palm * (0.22 * step)
+            hand[5 + 4 * finger + step] = knuckle + palm * (0.28 * step)
     return hand
+
+
+def _shrink(frame: Image) -> Image:
+    """A large frame at a size at which the models, which see 256 px, lose nothing."""
+    import cv2
+
+    scale = _LARGEST_PX / max(frame.shape[:2])
+    if scale >= 1:
+        return frame
+    size_wh = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
+    return np.asarray(cv2.resize(frame, size_wh, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _upright_crop(center: FloatArray, pointing: FloatArray, side: float) -> NDArray[np.float32]:
@@ -227,7 +247,7 @@ def _torso_px(points: FloatArray) -> float:
 
 
 def _is_ghost(person: Tracks, painted: NDArray[np.bool_], segmentation: NDArray[np.float32] | None) -> bool:
-    """Whether a further person is one imagined: where another was painted over, or without a figure around its joints."""
+    """Whether a further person is imagined: where another was painted over, or without a figure around its joints."""
     sure = person.joints_xy[0, person.joints_conf[0] >= _SURE_CONF]
     columns, rows = np.clip(np.rint(sure).astype(int), 0, np.asarray(person.size_wh) - 1).T
     if painted[rows, columns].mean() > _MAX_PAINTED_SHARE:
