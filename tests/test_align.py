@@ -267,6 +267,21 @@ def test_missing_joints_stay_missing_and_disturb_nothing() -> None:
     assert np.linalg.norm(one.joints_xy[1:3, wrist] - other.joints_xy[1:3, wrist], axis=-1).max() < 10
 
 
+def test_a_doubtful_joint_moves_nothing_else() -> None:
+    """A guessed neck or elbow far off is told by its confidence."""
+    reference = still({**LENGTHS, "torso": 140.0, "forearm": 66.0})
+    whole = still(LENGTHS, 5)
+    xy, conf = whole.joints_xy.copy(), whole.joints_conf.copy()
+    for name in ("neck", "right_elbow"):
+        xy[2, JOINT_NAMES.index(name)], conf[2, JOINT_NAMES.index(name)] = (5, 700), 0.1
+    one = align_tracks(whole, reference, "bones", 0)
+    other = align_tracks(replace(whole, joints_xy=xy, joints_conf=conf), reference, "bones", 0)
+    moved = np.linalg.norm(one.joints_xy[2] - other.joints_xy[2], axis=-1)
+    doubtful = [JOINT_NAMES.index(name) for name in ("neck", "right_elbow", "right_wrist")]
+    assert np.delete(moved, doubtful).max() < 0.1
+    assert moved[JOINT_NAMES.index("right_wrist")] < 20
+
+
 def test_none_cuts_the_driving_frame_to_the_references_shape() -> None:
     driving = replace(still(LENGTHS), size_wh=(1000, 500))
     aligned = align_tracks(driving, replace(still(LENGTHS), size_wh=(100, 100)), "none")

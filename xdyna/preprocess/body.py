@@ -128,7 +128,7 @@ class Skeleton:
 
     Attributes:
         joints_xy: float64 [F, 18, 2], pixels.
-        known: bool [F, 18]; the neck's are all true.
+        known: bool [F, 18]: others may hang on this joint; the neck's are all true.
     """
 
     joints_xy: NDArray[np.float64]
@@ -141,10 +141,10 @@ def complete_skeleton(tracks: Tracks) -> Skeleton | None:
     A missing neck is taken midway between the shoulders, else between its places in the frames around it. None when
     no frame shows neck or shoulders.
     """
-    joints_xy, known = tracks.joints_xy.astype(np.float64), tracks.joints_conf > 0
+    joints_xy, known = tracks.joints_xy.astype(np.float64), tracks.joints_conf >= MIN_CONF
     _substitute(joints_xy, known, NOSE, tracks.face_xy[:, 30], tracks.face_conf > 0)
     for hand, wrist in ((0, WRISTS[1]), (1, WRISTS[0])):
-        _substitute(joints_xy, known, wrist, tracks.hands_xy[:, hand, 0], tracks.hands_conf[:, hand, 0] > 0)
+        _substitute(joints_xy, known, wrist, tracks.hands_xy[:, hand, 0], tracks.hands_conf[:, hand, 0] >= MIN_CONF)
     shoulders_known: Mask = known[:, SHOULDERS[0]] & known[:, SHOULDERS[1]]
     _substitute(joints_xy, known, NECK, joints_xy[:, SHOULDERS].mean(axis=1), shoulders_known)
     seen = np.flatnonzero(known[:, NECK])
