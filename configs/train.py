@@ -1,0 +1,134 @@
+"""Settings of the training recipes: one frozen model per recipe holds every default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from xdyna.configs import Config
+
+Part = Literal["unet", "motion", "dynamics_adapter", "pose_controlnet", "face_controlnet"]
+
+
+class WorldConfig(Config):
+    """The synthetic world that clips are drawn from (see `xdyna.data.synthetic.clips.World`)."""
+
+    seed: int = 0
+    size_wh: tuple[int, int] = (64, 96)
+    fps: float = Field(12.0, gt=0)
+    scenes: tuple[str, ...] = ("studio", "sea", "waterfall", "fire", "meadow")
+    full_body: float = Field(0.85, ge=0, le=1)
+    energy: float = Field(1.0, ge=0)
+
+
+class TrainConfig(Config):
+    """What every recipe takes.
+
+    Attributes:
+        out: run folder: resolved config, log, checkpoints, samples and the final weights.
+        seed: every random draw derives from (seed, step).
+        steps: optimiser steps of the whole run, counted from its beginning also after a resume.
+        batch: clips (or images) per step.
+        lr: learning rate after `warmup` steps; it falls linearly to zero over the last `cooldown` steps.
+        ema: decay of the weights' moving average, which is what a run saves at its end; 0 turns it off.
+        grad_clip: largest norm of the gradient.
+        threads: torch threads (one is fastest when cores are shared).
+        workers: processes that draw clips ahead of time; 0 draws in the training process.
+        save_every, keep: steps between checkpoints and how many of the last ones stay.
+        sample_every: steps between contact sheets; 0 draws none.
+        held_out: index of the first clip of the validation set, which training never reaches.
+    """
+
+    out: Path = Path("runs/train")
+    seed: int = 0
+    steps: int = Field(1000, gt=0)
+    batch: int = Field(8, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(100, ge=0)
+    cooldown: int = Field(300, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    ema: float = Field(0.0, ge=0, lt=1)
+    grad_clip: float = Field(1.0, gt=0)
+    threads: int = Field(1, gt=0)
+    workers: int = Field(1, ge=0)
+    save_every: int = Field(200, gt=0)
+    keep: int = Field(2, gt=0)
+    sample_every: int = Field(200, ge=0)
+    held_out: int = 10_000_000
+    world: WorldConfig = WorldConfig()
+
+
+class VaeConfig(TrainConfig):
+    """Recipe `vae`: a small AutoencoderKL from nothing.
+
+    Attributes:
+        widths: channels at full, half, quarter .. resolution.
+        colour: weight of the squared error of 4x4-pixel means along three colour axes, the two opponent ones enlarged:
+            without it reds and greens come hundreds of steps after light and dark.
+        kl: weight of the KL term (mean per latent value, nats).
+        edge: weight of the L1 distance between the pictures' horizontal and vertical differences.
+        figure: extra weight of pixels that the person covers.
+        jitter: noise on the latents, as a fraction of their spread, so that the decoder forgives a denoiser's errors.
+        train_encoder: False freezes the encoder, so that latents keep their meaning while the decoder improves.
+        init: folder of a VAE to start from instead of random weights.
+    """
+
+    out: Path = Path("runs/vae")
+    widths: tuple[int, ...] = (12, 24, 48)
+    layers: int = 1
+    latent_channels: int = 8
+    norm_groups: int = 1
+    colour: float = 1.0
+    kl: float = 1e-4
+    edge: float = 0.5
+    jitter: float = 0.05
+    figure: float = 2.0
+    train_encoder: bool = True
+    init: Path | None = None
+
+
+class BringUpConfig(TrainConfig):
+    """Recipe `bring_up`: the UNet, adapter and ControlNets of a small model, all at once or some of them.
+
+    Attributes:
+        vae: folder of the trained autoencoder; needed when `init` is empty.
+        init: folder of a model to start from (a pipeline folder, or an earlier run's `model`).
+        trains: the parts that train; all others stay bit for bit as they are. `unet` means its spatial layers,
+            `motion` its motion modules.
+        frames: driving frames of a clip in training.
+        consecutive: frames follow each other in time, and motion modules run; else they come from random moments of
+            the clip and motion modules are left out.
+        reuse: steps that see the same clips, each with other references, timesteps and noise.
+        figure: extra loss weight of latent pixels that the person covers.
+        early: exponent of the timesteps' distribution; 1 is uniform, more draws noisier ones more often.
+        face: feed the face maps to the face ControlNet.
+        sample_steps: denoising steps of the contact sheets.
+        widths, layers, heads, norm_groups: of the UNet (and, but for heads, the ControlNets).
+        attention: per level, whether it has spatial attention.
+        prompt_tokens, prompt_dim: shape of the stored prompt.
+    """
+
+    out: Path = Path("runs/bring-up")
+    vae: Path | None = None
+    init: Path | None = None
+    trains: tuple[Part, ...] = ("unet", "dynamics_adapter", "pose_controlnet")
+    frames: int = Field(4, ge=1)
+    consecutive: bool = False
+    reuse: int = Field(2, ge=1)
+    figure: float = 2.0
+    early: float = Field(1.5, gt=0)
+    face: bool = False
+    sample_steps: int = Field(10, gt=0)
+    widths: tuple[int, ...] = (48, 96, 128)
+    attention: tuple[bool, ...] = (False, True, True)
+    layers: int = 1
+    heads: int = 4
+    norm_groups: int = 16
+    prompt_tokens: int = 4
+    prompt_dim: int = 32
+
+
+#: Recipes by name; the module `xdyna.train.recipes.NAME` has `train(config, resume=..)`.
+RECIPES: dict[str, type[TrainConfig]] = {"vae": VaeConfig, "bring_up": BringUpConfig}
