@@ -87,6 +87,15 @@ def test_maps_are_stretched_by_the_whole_clip() -> None:
     torch.testing.assert_close(window[0, 0, 0, 0, 0], torch.tensor(30 / 180))
 
 
+def test_reversed_and_read_only_arrays_are_taken(recwarn: pytest.WarningsRecorder) -> None:
+    clip = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    backwards = clip[::-1]
+    clip.flags.writeable = False
+    plain, turned = (condition_maps(form, (8, 8)).window(range(3), "cpu", torch.float32) for form in (clip, backwards))
+    assert torch.equal(plain, turned.flip(2))
+    assert not recwarn.list
+
+
 def test_every_form_of_maps_gives_the_same_condition() -> None:
     clip = np.random.default_rng(0).integers(0, 256, (3, 16, 8, 3), np.uint8)
     floats = torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 255

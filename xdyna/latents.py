@@ -175,7 +175,8 @@ def _frames_first(maps: Any, name: str) -> Tensor:
         raise ValueError(f"{name} is a {type(maps).__name__}; {wanted}")
     got = f"{name} has shape {list(maps.shape)} and type {maps.dtype}; {wanted}"
     channels_last = isinstance(maps, np.ndarray) or maps.dtype == torch.uint8
-    frames = torch.as_tensor(maps)
+    # torch takes over neither reversed nor read-only arrays as they are.
+    frames = maps if isinstance(maps, Tensor) else torch.from_numpy(np.require(maps, requirements=["C", "W"]))
     if frames.ndim != 4 or 0 in frames.shape or frames.shape[3 if channels_last else 1] != 3:
         raise ValueError(got)
     if channels_last:

@@ -80,6 +80,8 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->image_prompt->unet->vae"
+    # Attached layers are the UNet's children as well and travel with it; two sets of hooks would fight over them.
+    _exclude_from_cpu_offload = ["dynamics_adapter", "image_prompt"]  # noqa: RUF012 (diffusers' name and form)
     _optional_components = [  # noqa: RUF012 (diffusers' name and form)
         "face_controlnet",
         "dynamics_adapter",
@@ -110,13 +112,13 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     ) -> None:
         super().__init__()
         self.register_modules(
+            dynamics_adapter=dynamics_adapter,  # the adapters first: offloading goes in this order
+            image_prompt=image_prompt,
             vae=vae,
             unet=unet,
             scheduler=scheduler,
             pose_controlnet=pose_controlnet,
             face_controlnet=face_controlnet,
-            dynamics_adapter=dynamics_adapter,
-            image_prompt=image_prompt,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             image_encoder=image_encoder,
