@@ -155,6 +155,9 @@ def _check_settings(pipe: XDynaPipeline, config: AnimateConfig) -> None:
     longest = pipe.unet.config.motion_max_seq_length
     if sampling.window > longest:
         raise UserError(f"--window: got {sampling.window} frames, this model takes at most {longest}")
+    finest = pipe.scheduler.config.num_train_timesteps - 1
+    if sampling.steps > finest:
+        raise UserError(f"--steps: got {sampling.steps}, this model takes at most {finest}")
     for name in ("prompt", "negative_prompt"):
         if getattr(config, name) and pipe.tokenizer is None:
             flag = name.replace("_", "-")

@@ -112,9 +112,6 @@ class Sources:
             official=config.official_maps,
             on_progress=on_progress,
         )
-        for clip in (self.driving, self.pose_maps):
-            if clip is not None and clip.warnings:
-                raise UserError(f"{clip.warnings[0]}; wanted a whole video (--frames N takes only its beginning)")
         for line in prepared.warnings:
             logger.warning("%s", line)
         return prepared
@@ -165,11 +162,25 @@ class Sources:
             yield [fit(frame, crop, size_wh)]
 
 
+class WholeVideo(VideoReader):
+    """A video that must be whole up to the last frame that is wanted: half a dance is not what was asked for."""
+
+    def __iter__(self) -> Iterator[Image]:
+        """As `VideoReader`.
+
+        Raises:
+            UserError: also, at its end, for a damaged file.
+        """
+        yield from super().__iter__()
+        if self.warnings:
+            raise UserError(f"{self.warnings[0]}; wanted a whole video (--frames N takes only its beginning)")
+
+
 def open_video(path: Path, config: AnimateConfig) -> VideoReader:
     """A video with the start, rate, stride and number of frames of a config."""
     # Where the start is still to be found, the frames are counted from there, not from the beginning.
     frames = config.frames if config.start != "auto" else None
-    return VideoReader(path, _start_s(config), config.fps, config.stride, frames)
+    return WholeVideo(path, _start_s(config), config.fps, config.stride, frames)
 
 
 def _start_s(config: AnimateConfig) -> float:
