@@ -29,7 +29,8 @@ def _check_size(size_wh: tuple[int, int]) -> tuple[int, int]:
     return size_wh
 
 
-def _read_dtype(value: Any) -> Any:
+def read_dtype(value: Any) -> Any:
+    """``"fp16"`` becomes ``"float16"``, and so on."""
     return {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(value, value)
 
 
@@ -67,7 +68,7 @@ class AnimateConfig(Config):
     model: str = "auto"  # auto, tiny, x-dyna or a folder
     lora: tuple[str, ...] = ()  # FILE or FILE:scale, applied in this order
     device: str = "auto"
-    dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], BeforeValidator(_read_dtype)] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], BeforeValidator(read_dtype)] = "auto"
 
     # Sampling.
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42

@@ -68,8 +68,8 @@ def small_unet(config: dict[str, Any] | None = None, seed: int = 0) -> dict[str,
     return seeded(official_shapes({**SMALL_UNET, **(config or {})}, SMALL_RESAMPLER)[0], seed)
 
 
-def small_resampler(seed: int = 1) -> dict[str, Tensor]:
-    return seeded(official_shapes(SMALL_UNET, SMALL_RESAMPLER)[1], seed)
+def small_resampler(config: dict[str, Any] | None = None, seed: int = 1) -> dict[str, Tensor]:
+    return seeded(official_shapes(SMALL_UNET, {**SMALL_RESAMPLER, **(config or {})})[1], seed)
 
 
 def small_controlnet(kind: type[Any] = PoseControlNet, seed: int = 2) -> dict[str, Tensor]:

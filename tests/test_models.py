@@ -195,8 +195,9 @@ def test_offline_says_what_is_missing_and_where_to_put_it(hub: LocalHub) -> None
     line = str(error.value)
     assert "\n" not in line
     for file in known_models()[MODEL].wanted(everything=False):
-        assert f"{file.target} (from {file.repo})" in line
-    assert f"put them under {pulled_folder(MODEL)}" in line
+        assert f"of {file.repo} " in line
+        assert file.path in line
+        assert f"to be put into {pulled_folder(MODEL) / file.target.removesuffix(file.path)}" in line
     fetch(hub)
     assert pull(MODEL, nowhere) == pulled_folder(MODEL)  # complete: nobody is asked
 
@@ -207,7 +208,7 @@ def test_switched_offline_by_the_librarys_variable(hub: LocalHub, monkeypatch: p
 
     close_session()
     try:
-        with pytest.raises(UserError, match="missing: unet/"):
+        with pytest.raises(UserError, match="missing: of Boese0601/X-Dyna unet/"):
             fetch(hub)
     finally:
         monkeypatch.undo()

@@ -296,13 +296,18 @@ def _is_whole(folder: Path, file: KnownFile, locked: Mapping[str, LockedFile]) -
 def _offline_line(
     model: KnownModel, wanted: list[KnownFile], folder: Path, locked: Mapping[str, LockedFile], error: HubError
 ) -> str:
-    missing = [file for file in wanted if not (folder / file.target).is_file()]
-    if not missing:
+    groups: dict[tuple[str, Path], list[str]] = {}
+    for file in wanted:
+        if not (folder / file.target).is_file():
+            into = folder / file.target.removesuffix(file.path)
+            groups.setdefault((file.repo, into), []).append(file.path)
+    if not groups:
         return f"{model.name}: every file is in {folder}, but none can be checked now: {error}"
-    names = ", ".join(f"{file.target} (from {file.repo})" for file in missing)
+    missing = "; ".join(
+        f"of {repo} {', '.join(paths)}, to be put into {into}" for (repo, into), paths in groups.items()
+    )
     return (
-        f"{model.name}: {error}; missing: {names}; put them under {folder} by hand, or run "
-        f"`xdyna models pull {model.name}` where there is a network"
+        f"{model.name}: {error}; missing: {missing}; or run `xdyna models pull {model.name}` where there is a network"
     )
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,12 +146,16 @@ def _safetensors_entry(path: Path, entry: dict[str, Any], data_start: int, size:
 
 def _open_torch(path: Path, *, mapped: bool) -> dict[str, _Lazy]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what matters is said below
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: {_unpickling_reason(str(error))}; wanted a file of tensors only") from None
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint (damaged or cut short?): {reason[:160]}") from None
+    except Exception:  # the unpickler meets damage with any kind of error
+        what = "damaged or cut short" if mapped else "not a checkpoint, or damaged"
+        raise UserError(
+            f"{path}: {what}; wanted a whole .ckpt, .bin, .pth or .safetensors file, get it again"
+        ) from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
