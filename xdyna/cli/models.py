@@ -104,6 +104,4 @@ def verify(
         emit_json({"models": found})
     wrong = [f"{target} {state}" for files in found.values() for target, state in files.items() if state != "good"]
     if wrong:
-        raise UserError(
-            f"{len(wrong)} files are not as they were pulled: {', '.join(wrong)}; `xdyna models pull` mends it"
-        )
+        raise UserError(f"not as pulled: {', '.join(wrong)}; move what is wrong away and run `xdyna models pull` again")
