@@ -81,7 +81,7 @@ def choose_model(name: str) -> ModelChoice:
         return ModelChoice("x-dyna", official, f"converted official weights in {official}", "infer/x-dyna")
     if name == "x-dyna":
         raise UserError(
-            f"model x-dyna: {official} holds no converted weights; make them with: xdyna models pull x-dyna"
+            f"model x-dyna: {official} holds no converted weights; `xdyna models pull x-dyna` fetches and converts them"
         )
     return _tiny(f"small and barely trained, taken because there are no converted official weights in {official}")
 

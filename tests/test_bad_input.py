@@ -457,6 +457,31 @@ def test_unknown_key_in_the_models_own_preset(command: Command, model: Path) -> 
     assert command.refused(model=model).startswith(f"{model / 'animate.yaml'}: unknown key 'stepz'; did you mean steps")
 
 
+# --- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_that_cannot_be_converted(command: Command, tmp_path: Path) -> None:
+    from official_files import small_controlnet, small_unet, write_official
+
+    trap, unet, files = tmp_path / "trap", small_unet(), write_official(tmp_path / "official")
+    options = [word for name, path in files.given().items() for word in (f"--{name.replace('_', '-')}", str(path))]
+    path = files.given()["unet"]
+    broken: dict[str, tuple[object, str]] = {
+        "code": ({"state_dict": {"conv_in.weight": Evil(trap)}}, "refused: this pickle wants to run code"),
+        "NaN": ({**unet, "conv_in.bias": unet["conv_in.bias"] * float("nan")}, "conv_in.bias"),
+        "another model's": (small_controlnet(), "wanted"),
+    }
+    for content, wanted in broken.values():
+        torch.save(content, path)
+        assert main(["convert", *options, "-o", "model"]) == 2
+        error = command.capfd.readouterr().err
+        assert error.startswith(f"xdyna: error: {path}")
+        assert wanted in error
+        assert error.count("\n") == 1
+        assert files_in(command.here) == []
+    assert not trap.exists()
+
+
 # --- Ctrl-C ------------------------------------------------------------------------------------------------------
 
 
