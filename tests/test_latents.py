@@ -114,6 +114,7 @@ def test_every_form_of_maps_gives_the_same_condition() -> None:
         (np.zeros((2, 8, 8, 4), np.uint8), r"shape \[2, 8, 8, 4\]"),
         (np.zeros((0, 8, 8, 3), np.uint8), r"shape \[0, 8, 8, 3\]"),
         (np.zeros((2, 8, 8, 3), np.int64), "type int64"),
+        (np.full((2, 8, 8, 3), "a"), "type <U1"),
         ([], "pose_maps is empty"),
         (["a.png"], "pose_maps lists a str"),
         ("a.mp4", "pose_maps is a str"),

@@ -174,6 +174,8 @@ def _frames_first(maps: Any, name: str) -> Tensor:
     if not isinstance(maps, (np.ndarray, Tensor)):
         raise ValueError(f"{name} is a {type(maps).__name__}; {wanted}")
     got = f"{name} has shape {list(maps.shape)} and type {maps.dtype}; {wanted}"
+    if isinstance(maps, np.ndarray) and maps.dtype.kind not in "uif":
+        raise ValueError(got)
     channels_last = isinstance(maps, np.ndarray) or maps.dtype == torch.uint8
     # torch takes over neither reversed nor read-only arrays as they are.
     frames = maps if isinstance(maps, Tensor) else torch.from_numpy(np.require(maps, requirements=["C", "W"]))
