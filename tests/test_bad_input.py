@@ -15,6 +15,7 @@ import av
 import numpy as np
 import pytest
 import torch
+import yaml
 from animate_inputs import files_in, make_driver, make_photo, waving_tracks
 from clips import make_clip
 from numpy.typing import NDArray
@@ -461,24 +462,28 @@ def test_unknown_key_in_the_models_own_preset(command: Command, model: Path) -> 
 
 
 def test_checkpoints_that_cannot_be_converted(command: Command, tmp_path: Path) -> None:
-    from official_files import small_controlnet, small_unet, write_official
+    from official_files import SETTINGS, small_unet, write_official
 
     trap, unet, files = tmp_path / "trap", small_unet(), write_official(tmp_path / "official")
     options = [word for name, path in files.given().items() for word in (f"--{name.replace('_', '-')}", str(path))]
-    path = files.given()["unet"]
-    broken: dict[str, tuple[object, str]] = {
-        "code": ({"state_dict": {"conv_in.weight": Evil(trap)}}, "refused: this pickle wants to run code"),
-        "NaN": ({**unet, "conv_in.bias": unet["conv_in.bias"] * float("nan")}, "conv_in.bias"),
-        "another model's": (small_controlnet(), "wanted"),
-    }
-    for content, wanted in broken.values():
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SETTINGS))
+    options += ["--config", str(tmp_path / "small.yaml")]
+    broken: list[tuple[str, object, str]] = [
+        ("unet", {"state_dict": {"conv_in.weight": Evil(trap)}}, "refused: this pickle wants to run code"),
+        ("unet", {**unet, "conv_in.bias": unet["conv_in.bias"] * float("nan")}, "conv_in.bias"),
+        ("pose_controlnet", unet, "the ControlNet: controlnet_cond_embedding.conv_in.weight is in none of the files"),
+    ]
+    for part, content, wanted in broken:
+        path = files.given()[part]
+        good = path.read_bytes()
         torch.save(content, path)
         assert main(["convert", *options, "-o", "model"]) == 2
         error = command.capfd.readouterr().err
-        assert error.startswith(f"xdyna: error: {path}")
+        assert error.startswith("xdyna: error: ")
         assert wanted in error
         assert error.count("\n") == 1
         assert files_in(command.here) == []
+        path.write_bytes(good)
     assert not trap.exists()
 
 
