@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from official_files import (
     SETTINGS,
     is_base,
     numbered_image_layers,
+    seeded,
     small_controlnet,
     small_resampler,
     small_unet,
@@ -21,11 +25,13 @@ from official_files import (
     write_sd15,
 )
 from safetensors.torch import load_file, save_file
+from small_models import SMALL_CONTROLNET
 from torch import Tensor
 
 from xdyna.checkpoints import OfficialFiles, Report, TensorFile, convert_official, export_official, find_official_files
-from xdyna.checkpoints.convert import COMPONENTS
+from xdyna.checkpoints.convert import COMPONENTS, wanted_shapes
 from xdyna.checkpoints.layout import FACE_FILE, IP_ADAPTER_FILE, POSE_FILE, UNET_FILE
+from xdyna.controlnets.pose import PoseControlNet
 from xdyna.errors import UserError
 
 ATTN1 = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -378,3 +384,30 @@ def test_disk_full_leaves_nothing(official: OfficialFiles, tmp_path: Path, monke
 
     monkeypatch.setattr("xdyna.checkpoints.convert.write_safetensors", full)
     assert "no space left" in refused(official, tmp_path / "out")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of peak memory")
+def test_memory_stays_near_the_size_of_the_file(tmp_path: Path) -> None:
+    """The bound of 1.5 files; at full size it is measured by scripts/measure_conversion.py."""
+    with torch.device("meta"):
+        shapes = wanted_shapes(PoseControlNet(**{**SMALL_CONTROLNET, "block_out_channels": (256, 512)}))
+    torch.save(seeded(shapes, 0), tmp_path / "pose.ckpt")
+    code = """
+        import re, sys
+        from pathlib import Path
+        from xdyna.checkpoints import OfficialFiles, convert_official
+        def read(word):
+            return int(re.search(rf"{word}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+        folder = Path(sys.argv[1])
+        convert_official(OfficialFiles(pose_controlnet=folder / "pose.ckpt"), folder / "first")  # imports, caches
+        before = read("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # restart the count of the peak
+        convert_official(OfficialFiles(pose_controlnet=folder / "pose.ckpt"), folder / "second")
+        print(read("VmHWM") - before)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    size = (tmp_path / "pose.ckpt").stat().st_size
+    assert size > 80e6
+    assert int(run.stdout) < 1.5 * size

@@ -33,7 +33,7 @@ from xdyna.checkpoints.key_maps import (
     image_sites,
 )
 from xdyna.checkpoints.layout import OfficialFiles
-from xdyna.checkpoints.stock import copy_text_and_image_parts, weights_file
+from xdyna.checkpoints.stock import copy_text_and_image_parts, read_config, weights_file
 from xdyna.checkpoints.tensor_files import TensorFile, write_safetensors
 from xdyna.controlnets.pose import PoseControlNet
 from xdyna.controlnets.s_face import SFaceControlNet
@@ -167,7 +167,7 @@ def _convert_unet(
     base_file = weights_file(base) if base else None
     paths = [path for path in (files.unet, files.motion, base_file) if path]
     pool = Pool([View.whole(TensorFile(path)) for path in paths])
-    base_settings = json.loads((base / "config.json").read_text()) if base and (base / "config.json").is_file() else {}
+    base_settings = read_config(base) if base and (base / "config.json").is_file() else {}
     base_settings = {key: value for key, value in base_settings.items() if not key.endswith("_block_types")}
     config = infer_config.unet_config(pool.shapes(), base_settings, settings.get("unet", {}))
 
@@ -186,16 +186,13 @@ def _convert_unet(
     parts = unet_components(config, resampler)
     wanted = {name: wanted_shapes(part) for name, part in parts.items()}
     refuse_unknown(pool, wanted, UNET_RULES)
-    refuse_unknown(
-        resampler_pool, {name: keys for name, keys in wanted.items() if name == IMAGE_PROMPT}, RESAMPLER_RULES
-    )
+    refuse_unknown(resampler_pool, {IMAGE_PROMPT: wanted.get(IMAGE_PROMPT, {})}, RESAMPLER_RULES)
     for name, part in parts.items():
-        is_resampler = {key: key.startswith("resampler.") for key in wanted[name]}
-        layers = {key: shape for key, shape in wanted[name].items() if not is_resampler[key]}
-        rest = {key: shape for key, shape in wanted[name].items() if is_resampler[key]}
+        layers = {key: shape for key, shape in wanted[name].items() if not key.startswith("resampler.")}
+        others = {key: shape for key, shape in wanted[name].items() if key not in layers}
         fallback = _untrained_adapter(pool, report) if name == DYNAMICS else None
         entries = plan(name, layers, pool, UNET_RULES, dtype, report, fallback)
-        entries += plan(name, rest, resampler_pool, RESAMPLER_RULES, dtype, report)
+        entries += plan(name, others, resampler_pool, RESAMPLER_RULES, dtype, report)
         _save(part, out / name, entries)
     return {name: type(part) for name, part in parts.items()}
 
@@ -273,9 +270,12 @@ def _convert_vae(source: Path, out: Path, dtype: torch.dtype | None, report: Rep
     path = weights_file(source)
     if path is None or not (source / "config.json").is_file():
         raise UserError(f"{source}: wanted config.json and {WEIGHTS_NAME} of a diffusers VAE")
-    config = AutoencoderKL.load_config(source)
-    with torch.device("meta"):
-        part = AutoencoderKL.from_config(config)
+    config = read_config(source)
+    try:
+        with torch.device("meta"):
+            part = AutoencoderKL.from_config(config)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{source / 'config.json'}: no VAE can be built of it: {error}") from None
     pool = Pool([View.whole(TensorFile(path, clean=False))])
     rules = VAE_RULES if any(".query." in key for key in pool.shapes()) else VAE_RULES[-1:]
     wanted = wanted_shapes(part)

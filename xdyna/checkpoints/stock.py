@@ -35,6 +35,22 @@ def weights_file(folder: Path) -> Path | None:
     return next((folder / name for name in _WEIGHT_NAMES if (folder / name).is_file()), None)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a diffusers or transformers folder.
+
+    Raises:
+        UserError: it is not readable, or not a JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: holds a {type(config).__name__}, wanted a JSON object")
+    return config
+
+
 def copy_text_and_image_parts(
     sd15: Path | None, image_encoder: Path | None, out: Path, dtype: torch.dtype | None, report: Report
 ) -> dict[str, Any]:
@@ -83,7 +99,7 @@ def _copy_model(
             f"{source}: wanted config.json and model.safetensors (or pytorch_model.bin) of a {kind.__name__}"
         )
     try:
-        config = config_kind(**json.loads((source / "config.json").read_text()))
+        config = config_kind(**read_config(source))
         with torch.device("meta"):
             model = kind(config)
     except (ValueError, TypeError, RuntimeError) as error:

@@ -102,8 +102,11 @@ def _open(path: Path) -> dict[str, _Lazy]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; wanted a checkpoint (.safetensors, .ckpt, .bin, .pth)")
     size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(9)
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     header_length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and header_length < size:
         return _open_safetensors(path, header_length, size)
