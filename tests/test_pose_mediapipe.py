@@ -105,10 +105,10 @@ def test_paint_over_hides_and_leaves_the_rest() -> None:
 def test_maps_match_the_official_ones(number: int) -> None:
     measure = measure_script()
     detector, _ = build_detector("mediapipe", hands=False)
-    found = detector.detect(clip(number, 48), fps=8.0)
+    found = detector.detect(clip(number, 32), fps=8.0)
     tracks = smooth_tracks(fill_gaps(found)[0])
     distances, overlaps = measure.compare(tracks, MEDIA / f"pose_{number}.mp4")
-    assert len(distances) == 48
+    assert len(distances) == 32
     assert np.nanmedian(distances) <= 2.0
     assert (overlaps >= 0.5).mean() >= 0.9
 
