@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """Text for the end of an 'unknown name' message: ``; did you mean a, b?`` or the whole list when nothing is near."""
+    """End of an 'unknown name' message: ``; did you mean a, b?`` or the whole list when nothing is near."""
     known = sorted(known)
     near = get_close_matches(name, known, n=3)
     return f"; did you mean {', '.join(near)}?" if near else f"; known: {', '.join(known)}"
