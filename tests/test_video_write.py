@@ -64,6 +64,22 @@ def test_encoder_threads_do_not_follow_the_machine(tmp_path: Path) -> None:
         assert b"no-wpp" in data
 
 
+@pytest.mark.parametrize("codec", ["h264", "h265", "vp9", "av1"])
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 5])
+def test_very_short(tmp_path: Path, codec: str, num_frames: int) -> None:
+    """x265 leaves the decoding times of so few frames unset; see `_set_decoding_times`."""
+    if codec not in known_codecs():
+        pytest.skip(f"this build of PyAV has no {codec} encoder")
+    path = write(tmp_path / "a.mp4", num_frames, codec=codec)
+    assert [number_of(frame) for frame in VideoReader(path)] == list(range(num_frames))
+    assert probe(path).duration_s == pytest.approx(num_frames / 8)
+    with av.open(str(path)) as container:
+        times = [(packet.dts, packet.pts) for packet in container.demux(video=0) if packet.dts is not None]
+    assert all(dts <= pts for dts, pts in times)
+    assert [dts for dts, _ in times] == sorted({dts for dts, _ in times})
+    assert path.read_bytes() == write(tmp_path / "b.mp4", num_frames, codec=codec).read_bytes()
+
+
 def test_index_comes_first(tmp_path: Path) -> None:
     """A browser can play the file while it loads."""
     data = write(tmp_path / "a.mp4").read_bytes()

@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.codec.context import ThreadType
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
@@ -18,6 +19,8 @@ from av.video.stream import VideoStream
 from xdyna.video.codecs import NUM_THREADS, Codec
 from xdyna.video.picture import Image
 from xdyna.video.sound import AudioCut, SoundTrack
+
+_MAX_REORDERED = 4  # no encoder here gives its first packet before it has more frames than this
 
 
 class Mp4Sink:
@@ -60,7 +63,10 @@ class Mp4Sink:
             self._sound.write_until(self._num_frames / self._fps)
 
     def close(self) -> None:
-        self._container.mux(self._stream.encode(None))
+        packets = self._stream.encode(None)
+        if self._num_frames <= _MAX_REORDERED:
+            _set_decoding_times(packets)
+        self._container.mux(packets)
         if self._sound:
             self._sound.close(self._num_frames / self._fps)
         self._container.close()
@@ -87,6 +93,17 @@ class Mp4Sink:
         context.color_range = ColorRange.MPEG
         context.color_primaries = ColorPrimaries.BT709
         context.color_trc = ColorTrc.BT709
+
+
+def _set_decoding_times(packets: list[Packet[VideoStream]]) -> None:
+    """Give all the packets of a very short clip decoding times anew, counted in frames like their `pts`.
+
+    x265 works out its first decoding times from a frame that such a clip does not have, and gives whatever lies in
+    memory there.
+    """
+    delay = max((index - (packet.pts or 0) for index, packet in enumerate(packets)), default=0)
+    for index, packet in enumerate(packets):
+        packet.dts = index - delay
 
 
 def _even(frame: Image) -> Image:
