@@ -74,7 +74,7 @@ def generate(folder: Path) -> None:
                 official[name][source.official] = (source.parts * shape[0], *shape[1:])
     save(layout.UNET_FILE, official["unet"])
     with torch.device("meta"):
-        pose, face = PoseControlNet(), SFaceControlNet()
+        pose, face = PoseControlNet(cross_attention_dim=768), SFaceControlNet(cross_attention_dim=768)
         vae = AutoencoderKL.from_config(VAE)
         text, vision = CLIPTextModel(CLIPTextConfig(**TEXT)), VisionModel(CLIPVisionConfig(**VISION))
     save(layout.POSE_FILE, wanted_shapes(pose))
