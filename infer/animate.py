@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +21,11 @@ from xdyna.infer.load import ModelChoice, choose_device, choose_dtype, choose_mo
 if TYPE_CHECKING:
     import torch
 
+    from xdyna.infer.finish import Image
     from xdyna.infer.sources import Sources
     from xdyna.pipeline import XDynaPipeline
     from xdyna.preprocess.prepare import Prepared
+    from xdyna.video import VideoWriter
 
 #: Called with the stage's name, how much of it is done, and of how much.
 OnProgress = Callable[[str, int, int], None]
@@ -131,8 +132,21 @@ def animate(job: AnimateJob, on_progress: OnProgress = lambda stage, done, total
     on_progress("load model", 1, 1)
     logger.info("%s", choice.announcement)
     prepared = sources.prepare(config, face=_wants_face(pipe, config), on_progress=on_progress)
-    latents = _denoise(pipe, sources, prepared, config, on_progress)
-    return _write(job, config, choice, pipe, sources, prepared, latents, began_s, on_progress)
+    run = _Run(job, config, choice, pipe, sources, prepared, on_progress)
+    return _write(run, _denoise(run), began_s)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A job with everything it needs at hand."""
+
+    job: AnimateJob
+    config: AnimateConfig
+    choice: ModelChoice
+    pipe: XDynaPipeline
+    sources: Sources
+    prepared: Prepared
+    on_progress: OnProgress
 
 
 def _open_sources(job: AnimateJob) -> Sources:
@@ -172,27 +186,26 @@ def _wants_face(pipe: XDynaPipeline, config: AnimateConfig) -> bool:
     return pipe.face_controlnet is not None and config.face is not False and config.face_scale > 0
 
 
-def _denoise(
-    pipe: XDynaPipeline, sources: Sources, prepared: Prepared, config: AnimateConfig, on_progress: OnProgress
-) -> torch.Tensor:
+def _denoise(run: _Run) -> torch.Tensor:
     """The clip's latents, [1, C, F, h, w]."""
     import torch
 
+    config, pipe = run.config, run.pipe
     sampling = config.sampling()
     generator = torch.Generator("cpu").manual_seed(config.seed)
-    on_progress("denoise", 0, sampling.steps)
+    run.on_progress("denoise", 0, sampling.steps)
 
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        on_progress("denoise", step + 1, pipe.num_timesteps)
+        run.on_progress("denoise", step + 1, pipe.num_timesteps)
         return {}
 
     output: Any = pipe(
-        prepared.reference,
-        prepared.pose_maps,
-        prepared.face_maps,
+        run.prepared.reference,
+        run.prepared.pose_maps,
+        run.prepared.face_maps,
         prompt=config.prompt or None,
         negative_prompt=config.negative_prompt or None,
-        prompt_image=sources.photo if pipe.image_prompt is not None else None,
+        prompt_image=run.sources.photo if pipe.image_prompt is not None else None,
         width=sampling.size_wh[0],
         height=sampling.size_wh[1],
         num_inference_steps=sampling.steps,
@@ -218,57 +231,62 @@ def _denoise(
     return latents
 
 
-def _write(
-    job: AnimateJob,
-    config: AnimateConfig,
-    choice: ModelChoice,
-    pipe: XDynaPipeline,
-    sources: Sources,
-    prepared: Prepared,
-    latents: torch.Tensor,
-    began_s: float,
-    on_progress: OnProgress,
-) -> Result:
+def _write(run: _Run, latents: torch.Tensor, began_s: float) -> Result:
     """Decode frame by frame into the output, its record and what else was asked for."""
-    from xdyna.infer.finish import Finisher, side_by_side
-    from xdyna.provenance import provenance
-    from xdyna.video import VideoWriter
+    from xdyna.infer.finish import Finisher
 
+    job, config, prepared = run.job, run.config, run.prepared
     finish = Finisher((prepared.reference.shape[1], prepared.reference.shape[0]), config.upscale, config.watermark)
-    metadata = provenance(model=choice.name, model_hash=choice.sha256, seed=config.seed)
     more = [_compare_path(job.output)] if config.compare else []
     num_frames = latents.shape[2]
     with ExitStack() as stack:
         record = stack.enter_context(written_whole(job.record))
-        sound = sources.sound(prepared) if config.audio else None
-        video = stack.enter_context(
-            VideoWriter(job.output, finish.size_wh, prepared.fps, config.codec, sound, metadata)
-        )
-        row_writer = None
-        panels = sources.panels(prepared) if config.compare else None
-        for index, frame in enumerate(_decoded(pipe, latents)):
+        video = stack.enter_context(_writer(run, job.output, finish.size_wh))
+        add_row = _row_writer(run, more[0], stack) if more else None
+        for index, frame in enumerate(_decoded(run.pipe, latents)):
             shown = finish(frame)
             video.write(shown)
-            if panels is not None:
-                row = side_by_side([*next(panels), shown], finish.size_wh[1])
-                if row_writer is None:
-                    size_wh = (row.shape[1], row.shape[0])
-                    row_writer = stack.enter_context(
-                        VideoWriter(more[0], size_wh, prepared.fps, config.codec, sound, metadata)
-                    )
-                row_writer.write(row)
-            on_progress("write", index + 1, num_frames)
+            if add_row is not None:
+                add_row(shown)
+            run.on_progress("write", index + 1, num_frames)
         if config.save_maps is not None:
-            more += sources.save_maps(config.save_maps, prepared)
+            more += run.sources.save_maps(config.save_maps, prepared)
         result = Result(
-            job.output, job.record, num_frames, float(prepared.fps), finish.size_wh, config.seed, choice.name,
-            choice.sha256, time.monotonic() - began_s, tuple(more),
+            job.output, job.record, num_frames, float(prepared.fps), finish.size_wh, config.seed, run.choice.name,
+            run.choice.sha256, time.monotonic() - began_s, tuple(more),
         )  # fmt: skip
-        record.write_text(_record_text(job, config, choice, prepared, result), encoding="utf-8")
+        record.write_text(_record_text(run, result), encoding="utf-8")
     return result
 
 
-def _decoded(pipe: XDynaPipeline, latents: torch.Tensor) -> Iterator[Any]:
+def _writer(run: _Run, path: Path, size_wh: tuple[int, int]) -> VideoWriter:
+    """A writer with the job's rate, codec, sound and marks."""
+    from xdyna.provenance import provenance
+    from xdyna.video import VideoWriter
+
+    metadata = provenance(model=run.choice.name, model_hash=run.choice.sha256, seed=run.config.seed)
+    sound = run.sources.sound(run.prepared) if run.config.audio else None
+    return VideoWriter(path, size_wh, run.prepared.fps, run.config.codec, sound, metadata)
+
+
+def _row_writer(run: _Run, path: Path, stack: ExitStack) -> Callable[[Image], None]:
+    """What writes each frame once more, beside the photo, the driving frame and the pose map."""
+    from xdyna.infer.finish import side_by_side
+
+    panels = run.sources.panels(run.prepared)
+    writer: VideoWriter | None = None
+
+    def add(frame: Image) -> None:
+        nonlocal writer
+        row = side_by_side([*next(panels), frame], frame.shape[0])
+        if writer is None:
+            writer = stack.enter_context(_writer(run, path, (row.shape[1], row.shape[0])))
+        writer.write(row)
+
+    return add
+
+
+def _decoded(pipe: XDynaPipeline, latents: torch.Tensor) -> Iterator[Image]:
     """uint8 RGB [H, W, 3], one after the other."""
     import torch
 
@@ -283,76 +301,29 @@ def _compare_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.compare{output.suffix}" if output.suffix else f"{output.name}-compare")
 
 
-def _record_text(
-    job: AnimateJob, config: AnimateConfig, choice: ModelChoice, prepared: Prepared, result: Result
-) -> str:
+def _record_text(run: _Run, result: Result) -> str:
     """Settings in force, seed and model. No times: the same job writes the same bytes here too."""
     return (
         json.dumps(
             {
                 "tool": "xdyna",
                 "version": xdyna.__version__,
-                "asked": job.description(),
-                "resolved": config.model_dump(mode="json"),
-                "seed": config.seed,
-                "model": {"name": choice.name, "folder": str(choice.folder), "sha256": choice.sha256},
-                "align": prepared.align,
-                "start_frame": prepared.start_frame,
+                "asked": run.job.description(),
+                "resolved": run.config.model_dump(mode="json"),
+                "seed": run.config.seed,
+                "model": {"name": run.choice.name, "folder": str(run.choice.folder), "sha256": run.choice.sha256},
+                "align": run.prepared.align,
+                "start_frame": run.prepared.start_frame,
                 "frames": result.num_frames,
-                "fps": str(Fraction(prepared.fps)),
+                "fps": str(Fraction(run.prepared.fps)),
                 "size": list(result.size_wh),
-                "warnings": prepared.warnings,
+                "warnings": run.prepared.warnings,
             },
             indent=2,
             ensure_ascii=False,
         )
         + "\n"
     )
-
-
-def list_people(
-    driving: Path, picture: Path, config: AnimateConfig, on_progress: OnProgress = lambda stage, done, total: None
-) -> list[dict[str, Any]]:
-    """Find everybody in a video and draw them, numbered, into the frame that shows most of them.
-
-    Args:
-        driving: the video.
-        picture: PNG file to write.
-        config: its driving video and detector settings are used.
-        on_progress: as for `animate`.
-    Returns:
-        For each person its `number` (for `config.person`) and the share of frames in which it is `seen`, 0..1.
-    Raises:
-        UserError: an unreadable video, nobody found.
-    """
-    import numpy as np
-
-    from xdyna.infer.sources import open_video
-    from xdyna.photo import write_png
-    from xdyna.preprocess.detect import PeopleDetector, build_detector
-    from xdyna.preprocess.people import people_picture
-
-    if picture.suffix.lower() != ".png":
-        raise UserError(f"--list-people {picture}: wanted a .png file")
-    clip = open_video(driving, config)
-    detector, announcement = build_detector(
-        config.detector, video=driving, tracks=config.tracks, dwpose_files=config.dwpose_files
-    )
-    logger.info("%s", announcement)
-
-    def watched() -> Iterator[Any]:
-        for index, frame in enumerate(clip):
-            on_progress("people", index + 1, max(index + 1, clip.num_expected))
-            yield frame
-
-    if isinstance(detector, PeopleDetector):
-        people = detector.detect_all(watched(), fps=float(clip.fps))
-    else:
-        people = [detector.detect(watched(), fps=float(clip.fps))]
-    seen = np.stack([(person.joints_conf > 0).any(axis=1) for person in people])
-    index = int(seen.sum(axis=0).argmax())
-    write_png(picture, people_picture(next(islice(clip, index, None)), people, index))
-    return [{"number": number, "seen": float(share)} for number, share in enumerate(seen.mean(axis=1), 1)]
 
 
 def finished(job: AnimateJob) -> dict[str, Any] | None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Annotated, Any
@@ -76,7 +79,8 @@ def main(args: list[str] | None = None) -> int:
     """
     start_talk()
     try:
-        status = typer.main.get_command(app).main(args=args, prog_name="xdyna", standalone_mode=False)
+        with _quiet_libraries():
+            status = typer.main.get_command(app).main(args=args, prog_name="xdyna", standalone_mode=False)
     except UserError as error:
         return _fail(str(error), EXIT_USER_ERROR)
     except typer.TyperException as error:
@@ -95,6 +99,19 @@ def main(args: list[str] | None = None) -> int:
     if status == EXIT_INTERRUPTED:
         _fail("interrupted", EXIT_INTERRUPTED)
     return status if isinstance(status, int) else 0
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep other libraries' warnings off the user's terminal; XDYNA_DEBUG=1 shows them."""
+    if os.environ.get("XDYNA_DEBUG"):
+        yield
+        return
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # read when they are imported
+        os.environ.setdefault(name, "error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _fail(message: str, status: int) -> int:

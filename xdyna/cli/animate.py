@@ -197,7 +197,7 @@ def _animate_all(jobs: list[Job], settings: _Settings, folder: Path, *, as_json:
 def _list_people(pose_video: Path | None, settings: _Settings, picture: Path, *, as_json: bool) -> None:
     driving = _wanted(pose_video, "--pose-video", "the video whose people are to be listed")
     config = settings.resolve()
-    from xdyna.infer.animate import list_people
+    from xdyna.infer.people import list_people
 
     with progress(quiet=as_json) as on_progress:
         people = list_people(driving, picture, config, on_progress)
