@@ -21,6 +21,25 @@ from xdyna.cli.common import (
     fail,
     progress,
 )
+from xdyna.cli.source_options import (
+    DRIVER,
+    AlignOption,
+    DetectorOption,
+    DwposeDetOption,
+    DwposePoseOption,
+    FaceOption,
+    FpsOption,
+    FramesOption,
+    PersonOption,
+    PoseMapsOption,
+    PoseVideoOption,
+    RefOption,
+    SmoothOption,
+    StartOption,
+    StrideOption,
+    TracksOption,
+    option,
+)
 from xdyna.configs import load_config
 from xdyna.configs.animate import AnimateConfig
 from xdyna.errors import UserError
@@ -29,69 +48,67 @@ from xdyna.jobs import Job, load_jobs, outputs_of
 if TYPE_CHECKING:
     from xdyna.infer.animate import AnimateJob
 
-MODEL, DRIVER, MAPS, RESULT = "Model and sampling", "Driving video", "Pose, face and alignment", "Result"
-
-
-def _option(flag: str, text: str, panel: str, **more: Any) -> Any:
-    return typer.Option(*flag.split(), help=text, rich_help_panel=panel, show_default=False, **more)
+MODEL, RESULT = "Model and sampling", "Result"
 
 
 def animate(
     context: typer.Context,
-    ref: Annotated[Path | None, typer.Option("--ref", help="Photo of the person to animate.")] = None,
-    pose_video: Annotated[Path | None, typer.Option("--pose-video", help="Video whose motion is followed.")] = None,
+    ref: RefOption = None,
+    pose_video: PoseVideoOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="MP4, MOV or GIF file, or a folder of PNG files [default: out.mp4]."),
+        typer.Option("-o", "--output", help="MP4, MOV or GIF file, or a folder of PNG files (default out.mp4)."),
     ] = None,
     jobs: Annotated[
         Path | None, typer.Option("--jobs", help="Manifest of many jobs (YAML, JSON, JSON lines); -o is its folder.")
     ] = None,
     list_people: Annotated[
         Path | None,
-        _option("--list-people", "Only write a picture of the numbered people of the driving video.", DRIVER),
+        option("--list-people", "Only write a picture of the numbered people of the driving video.", DRIVER),
     ] = None,
-    model: Annotated[str | None, _option("--model", "auto, tiny, x-dyna or a folder [auto].", MODEL)] = None,
-    size: Annotated[str | None, _option("--size", "WxH in pixels [the model's].", MODEL)] = None,
-    steps: Annotated[int | None, _option("--steps", "Denoising steps [the model's].", MODEL)] = None,
-    guidance: Annotated[float | None, _option("--guidance", "Guidance scale; 1 is off [the model's].", MODEL)] = None,
-    scheduler: Annotated[str | None, _option("--scheduler", "ddim, euler, dpm++, unipc, ..", MODEL)] = None,
-    window: Annotated[int | None, _option("--window", "Frames that are denoised together.", MODEL)] = None,
-    overlap: Annotated[int | None, _option("--overlap", "Frames that neighbouring windows share.", MODEL)] = None,
-    schedule: Annotated[str | None, _option("--schedule", "Windows: open, or closed (official) [open].", MODEL)] = None,
-    adapter_scale: Annotated[float | None, _option("--adapter-scale", "Strength of the reference [1].", MODEL)] = None,
-    pose_scale: Annotated[float | None, _option("--pose-scale", "Strength of the pose [1].", MODEL)] = None,
-    face_scale: Annotated[float | None, _option("--face-scale", "Strength of the face [1].", MODEL)] = None,
-    lora: Annotated[list[str] | None, _option("--lora", "LoRA file, FILE or FILE:scale; repeatable.", MODEL)] = None,
-    prompt: Annotated[str | None, _option("--prompt", "Text for the model [empty].", MODEL)] = None,
-    negative_prompt: Annotated[str | None, _option("--negative-prompt", "What to avoid [empty].", MODEL)] = None,
-    start: Annotated[
-        str | None, _option("--start", "Seconds into the video, or auto: the best pose [0].", DRIVER)
+    model: Annotated[str | None, option("--model", "auto, tiny, x-dyna or a folder (default auto).", MODEL)] = None,
+    size: Annotated[str | None, option("--size", "WxH in pixels (default: the model's).", MODEL)] = None,
+    steps: Annotated[int | None, option("--steps", "Denoising steps (default: the model's).", MODEL)] = None,
+    guidance: Annotated[
+        float | None, option("--guidance", "Guidance scale; 1 is off (default: the model's).", MODEL)
     ] = None,
-    fps: Annotated[float | None, _option("--fps", "Sample the video at this rate [its own].", DRIVER)] = None,
-    stride: Annotated[int | None, _option("--stride", "Keep every Nth frame; the speed stays [1].", DRIVER)] = None,
-    frames: Annotated[int | None, _option("--frames", "At most this many frames [all].", DRIVER)] = None,
-    person: Annotated[int | None, _option("--person", "Which person, from the left [the biggest].", DRIVER)] = None,
-    detector: Annotated[
-        str | None, _option("--detector", "auto, mediapipe, dwpose, controlnet-aux or tracks [auto].", MAPS)
+    scheduler: Annotated[str | None, option("--scheduler", "ddim, euler, dpm++, unipc, ..", MODEL)] = None,
+    window: Annotated[int | None, option("--window", "Frames that are denoised together.", MODEL)] = None,
+    overlap: Annotated[int | None, option("--overlap", "Frames that neighbouring windows share.", MODEL)] = None,
+    schedule: Annotated[
+        str | None, option("--schedule", "Windows: open, or closed (official) (default open).", MODEL)
     ] = None,
-    dwpose_det: Annotated[Path | None, _option("--dwpose-det", "DWPose's people detector, ONNX.", MAPS)] = None,
-    dwpose_pose: Annotated[Path | None, _option("--dwpose-pose", "DWPose's pose model, ONNX.", MAPS)] = None,
-    tracks: Annotated[Path | None, _option("--tracks", "Poses from a .tracks.npz file.", MAPS)] = None,
-    pose_maps: Annotated[Path | None, _option("--pose-maps", "A video of drawn skeletons.", MAPS)] = None,
-    smooth: Annotated[bool | None, _option("--smooth/--no-smooth", "Smooth the poses over time [on].", MAPS)] = None,
-    align: Annotated[str | None, _option("--align", "auto, none, affine or bones [auto].", MAPS)] = None,
-    face: Annotated[bool | None, _option("--face/--no-face", "Follow the face [on where the model can].", MAPS)] = None,
-    codec: Annotated[str | None, _option("--codec", "Video codec of an MP4 [h264].", RESULT)] = None,
-    audio: Annotated[bool | None, _option("--audio/--no-audio", "Keep the video's sound [on].", RESULT)] = None,
+    adapter_scale: Annotated[
+        float | None, option("--adapter-scale", "Strength of the reference (default 1).", MODEL)
+    ] = None,
+    pose_scale: Annotated[float | None, option("--pose-scale", "Strength of the pose (default 1).", MODEL)] = None,
+    face_scale: Annotated[float | None, option("--face-scale", "Strength of the face (default 1).", MODEL)] = None,
+    lora: Annotated[list[str] | None, option("--lora", "LoRA file, FILE or FILE:scale; repeatable.", MODEL)] = None,
+    prompt: Annotated[str | None, option("--prompt", "Text for the model (default empty).", MODEL)] = None,
+    negative_prompt: Annotated[str | None, option("--negative-prompt", "What to avoid (default empty).", MODEL)] = None,
+    start: StartOption = None,
+    fps: FpsOption = None,
+    stride: StrideOption = None,
+    frames: FramesOption = None,
+    person: PersonOption = None,
+    detector: DetectorOption = None,
+    dwpose_det: DwposeDetOption = None,
+    dwpose_pose: DwposePoseOption = None,
+    tracks: TracksOption = None,
+    pose_maps: PoseMapsOption = None,
+    smooth: SmoothOption = None,
+    align: AlignOption = None,
+    face: FaceOption = None,
+    codec: Annotated[str | None, option("--codec", "Video codec of an MP4 (default h264).", RESULT)] = None,
+    audio: Annotated[bool | None, option("--audio/--no-audio", "Keep the video's sound (default on).", RESULT)] = None,
     compare: Annotated[
-        bool | None, _option("--compare", "Also write NAME.compare: photo, driver, pose and result.", RESULT)
+        bool | None, option("--compare", "Also write NAME.compare: photo, driver, pose and result.", RESULT)
     ] = None,
-    watermark: Annotated[str | None, _option("--watermark", "A visible mark of this text.", RESULT)] = None,
+    watermark: Annotated[str | None, option("--watermark", "A visible mark of this text.", RESULT)] = None,
     upscale: Annotated[
-        int | None, _option("--upscale", "Enlarge the result N times by resampling [1].", RESULT)
+        int | None, option("--upscale", "Enlarge the result N times by resampling (default 1).", RESULT)
     ] = None,
-    save_maps: Annotated[Path | None, _option("--save-maps", "Folder for what the model sees.", RESULT)] = None,
+    save_maps: Annotated[Path | None, option("--save-maps", "Folder for what the model sees.", RESULT)] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     seed: SeedOption = None,
@@ -102,8 +119,9 @@ def animate(
 ) -> None:
     """Animate a photo of a person with the motion of a video.
 
-    Writes OUTPUT and, beside it, OUTPUT.json with all settings and the seed. What options do not say comes from --set,
-    then from --config, then from the model's own preset.
+    Writes OUTPUT and, beside it, OUTPUT.json with all settings and the seed.
+
+    What options do not say comes from --set, then --config, then the model's own preset.
     """
     options = {key: context.params[key] for key in AnimateConfig.model_fields if key in context.params}
     settings = _Settings(config, overrides or [], options)

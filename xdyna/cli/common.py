@@ -76,7 +76,7 @@ SetOption = Annotated[
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option("--seed", help="Seed of every random draw [default: 42].", rich_help_panel=SHARED),
+    typer.Option("--seed", help="Seed of every random draw (default 42).", rich_help_panel=SHARED),
 ]
 DeviceOption = Annotated[
     str | None,

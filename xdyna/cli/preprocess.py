@@ -3,48 +3,55 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from xdyna.cli.common import ConfigOption, DeviceOption, JsonOption, SetOption, announce, emit_json, progress
+from xdyna.cli.source_options import (
+    AlignOption,
+    DetectorOption,
+    DwposeDetOption,
+    DwposePoseOption,
+    FaceOption,
+    FpsOption,
+    FramesOption,
+    PersonOption,
+    PoseMapsOption,
+    PoseVideoOption,
+    RefOption,
+    SmoothOption,
+    StartOption,
+    StrideOption,
+    TracksOption,
+)
 from xdyna.configs import load_config
 from xdyna.configs.animate import AnimateConfig
 from xdyna.errors import UserError
 
-DRIVER, MAPS = "Driving video", "Pose, face and alignment"
-
-
-def _option(flag: str, text: str, panel: str, **more: Any) -> Any:
-    return typer.Option(*flag.split(), help=text, rich_help_panel=panel, show_default=False, **more)
-
 
 def preprocess(
     context: typer.Context,
-    ref: Annotated[Path | None, typer.Option("--ref", help="Photo of the person to animate.")] = None,
-    pose_video: Annotated[Path | None, typer.Option("--pose-video", help="Video whose motion is followed.")] = None,
+    ref: RefOption = None,
+    pose_video: PoseVideoOption = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("maps"),
     size: Annotated[str | None, typer.Option("--size", help="WxH in pixels.", show_default="the model's")] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="Whose size to take: auto, tiny, x-dyna or a folder.")
     ] = None,
-    start: Annotated[
-        str | None, _option("--start", "Seconds into the video, or auto: the best pose [0].", DRIVER)
-    ] = None,
-    fps: Annotated[float | None, _option("--fps", "Sample the video at this rate [its own].", DRIVER)] = None,
-    stride: Annotated[int | None, _option("--stride", "Keep every Nth frame; the speed stays [1].", DRIVER)] = None,
-    frames: Annotated[int | None, _option("--frames", "At most this many frames [all].", DRIVER)] = None,
-    person: Annotated[int | None, _option("--person", "Which person, from the left [the biggest].", DRIVER)] = None,
-    detector: Annotated[
-        str | None, _option("--detector", "auto, mediapipe, dwpose, controlnet-aux or tracks [auto].", MAPS)
-    ] = None,
-    dwpose_det: Annotated[Path | None, _option("--dwpose-det", "DWPose's people detector, ONNX.", MAPS)] = None,
-    dwpose_pose: Annotated[Path | None, _option("--dwpose-pose", "DWPose's pose model, ONNX.", MAPS)] = None,
-    tracks: Annotated[Path | None, _option("--tracks", "Poses from a .tracks.npz file.", MAPS)] = None,
-    pose_maps: Annotated[Path | None, _option("--pose-maps", "A video of drawn skeletons.", MAPS)] = None,
-    smooth: Annotated[bool | None, _option("--smooth/--no-smooth", "Smooth the poses over time [on].", MAPS)] = None,
-    align: Annotated[str | None, _option("--align", "auto, none, affine or bones [auto].", MAPS)] = None,
-    face: Annotated[bool | None, _option("--face/--no-face", "Make face maps [on].", MAPS)] = None,
+    start: StartOption = None,
+    fps: FpsOption = None,
+    stride: StrideOption = None,
+    frames: FramesOption = None,
+    person: PersonOption = None,
+    detector: DetectorOption = None,
+    dwpose_det: DwposeDetOption = None,
+    dwpose_pose: DwposePoseOption = None,
+    tracks: TracksOption = None,
+    pose_maps: PoseMapsOption = None,
+    smooth: SmoothOption = None,
+    align: AlignOption = None,
+    face: FaceOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     device: DeviceOption = None,
