@@ -63,7 +63,7 @@ def draw_mark(text: str, size_wh: tuple[int, int]) -> tuple[NDArray[np.float32],
         fill=(255, 255, 255, 255),
         stroke_width=max(1, size_px // 12),
         stroke_fill=(0, 0, 0, 255),
-        anchor="rs",
+        anchor="rd",
     )
     drawn = np.asarray(layer, np.float32)
     return drawn[..., :3], drawn[..., 3:] * np.float32(_MARK_OPACITY / 255)
