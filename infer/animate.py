@@ -161,7 +161,10 @@ def _open_sources(job: AnimateJob) -> Sources:
 
 def _check_settings(pipe: XDynaPipeline, config: AnimateConfig) -> None:
     """Refuse, in the user's terms, what this model cannot do."""
+    from xdyna.infer.finish import Finisher
+
     sampling = config.sampling()
+    Finisher(sampling.size_wh, config.upscale, config.watermark)  # refuses a mark that does not fit
     try:
         pipe.check_size(*sampling.size_wh)
     except ValueError as error:

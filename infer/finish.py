@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont
 
+from xdyna.errors import UserError
+
 Image = NDArray[np.uint8]
 
-_MARK_HEIGHT = 0.05  # of the frame, text height
+_MARK_HEIGHT = 0.04  # of the frame, text height
 _MARK_MIN_PX = 8
+_MARK_READABLE_PX = 6
 _MARK_OPACITY = 0.6
 _GAP_PX = 2
 
@@ -49,12 +52,18 @@ def draw_mark(text: str, size_wh: tuple[int, int]) -> tuple[NDArray[np.float32],
 
     Returns:
         Its colour float32 [H, W, 3], 0..255, and its opacity float32 [H, W, 1], 0..1.
+    Raises:
+        UserError: it would be too small to be read.
     """
     width, height = size_wh
     size_px = max(_MARK_MIN_PX, round(height * _MARK_HEIGHT))
     margin = max(1, size_px // 3)
-    while size_px > 4 and _text_width(text, size_px) > width - 2 * margin:
+    while _text_width(text, size_px) > width - 2 * margin:
         size_px -= 1
+        if size_px < _MARK_READABLE_PX:
+            raise UserError(
+                f"--watermark: {text!r} does not fit a frame {width} px wide; wanted a shorter text, or --upscale N"
+            )
     layer = PilImage.new("RGBA", size_wh, (0, 0, 0, 0))
     ImageDraw.Draw(layer).text(
         (width - margin, height - margin),

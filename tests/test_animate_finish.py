@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from xdyna.errors import UserError
 from xdyna.infer.finish import Finisher, draw_mark, side_by_side
 
 
@@ -23,8 +24,8 @@ def test_upscale_keeps_flat_colours() -> None:
     assert (finish(grey((32, 48))) == 100).all()
 
 
-@pytest.mark.parametrize("size_wh", [(32, 48), (64, 96), (512, 896), (896, 512)])
-@pytest.mark.parametrize("text", ["AI", "made with xdyna by somebody with a very long name"])
+@pytest.mark.parametrize("size_wh", [(64, 96), (128, 192), (512, 896), (896, 512)])
+@pytest.mark.parametrize("text", ["AI", "AI-made by pyxis"])
 def test_the_mark_is_seen_and_lies_inside(size_wh: tuple[int, int], text: str) -> None:
     color, opacity = draw_mark(text, size_wh)
     assert color.shape == (size_wh[1], size_wh[0], 3)
@@ -42,6 +43,11 @@ def test_the_mark_is_seen_and_lies_inside(size_wh: tuple[int, int], text: str) -
     assert (marked[untouched] == 100).all()
     assert marked.max() > 150, "white on grey is seen"
     assert marked.min() < 90, "and has a dark edge"
+
+
+def test_a_mark_that_could_not_be_read_is_refused() -> None:
+    with pytest.raises(UserError, match=r"does not fit a frame 64 px wide.*--upscale"):
+        draw_mark("made with xdyna by somebody with a very long name", (64, 96))
 
 
 def test_side_by_side_scales_to_one_height() -> None:
