@@ -229,27 +229,39 @@ def _check_weights(pipe: XDynaPipeline, folder: Path) -> None:
                     raise UserError(f"{folder}/{part}: weight {name} holds NaN or infinite values; the file is damaged")
 
 
+#: Schedulers by the name of `AnimateConfig.scheduler`: diffusers' class, and whether it takes models that predict the
+#: clean sample itself, not the noise.
+SCHEDULERS = {
+    "ddim": ("DDIMScheduler", True),
+    "ddpm": ("DDPMScheduler", True),
+    "pndm": ("PNDMScheduler", False),
+    "lms": ("LMSDiscreteScheduler", True),
+    "euler": ("EulerDiscreteScheduler", True),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", False),
+    "dpm++": ("DPMSolverMultistepScheduler", True),
+    "unipc": ("UniPCMultistepScheduler", True),
+    "lcm": ("LCMScheduler", True),
+}
+
+
 def build_scheduler(name: str, current: Any) -> Any:
     """Another scheduler over the noise schedule of the model's own.
 
     Args:
-        name: as in `AnimateConfig.scheduler`.
+        name: a key of `SCHEDULERS`.
         current: the scheduler that the model was saved with.
+    Raises:
+        UserError: it does not take what this model predicts.
     """
     import diffusers
 
-    classes = {
-        "ddim": "DDIMScheduler",
-        "ddpm": "DDPMScheduler",
-        "pndm": "PNDMScheduler",
-        "lms": "LMSDiscreteScheduler",
-        "euler": "EulerDiscreteScheduler",
-        "euler-ancestral": "EulerAncestralDiscreteScheduler",
-        "dpm++": "DPMSolverMultistepScheduler",
-        "unipc": "UniPCMultistepScheduler",
-        "lcm": "LCMScheduler",
-    }
-    wanted = getattr(diffusers, classes[name])
+    class_name, takes_samples = SCHEDULERS[name]
+    wanted = getattr(diffusers, class_name)
+    if current.config.get("prediction_type") == "sample" and not takes_samples:
+        others = ", ".join(other for other, (_, takes) in SCHEDULERS.items() if takes)
+        raise UserError(
+            f"--scheduler {name}: this model predicts the clean sample, which {name} does not take; wanted {others}"
+        )
     return current if type(current) is wanted else wanted.from_config(current.config)
 
 

@@ -18,6 +18,7 @@ from xdyna.configs.animate import AnimateConfig
 from xdyna.errors import UserError
 from xdyna.infer.load import (
     EMBEDDED,
+    SCHEDULERS,
     build_scheduler,
     choose_device,
     choose_dtype,
@@ -148,6 +149,32 @@ def test_another_scheduler_keeps_the_noise_schedule() -> None:
     other = build_scheduler("dpm++", own)
     assert torch.equal(other.betas, own.betas)
     assert other.config.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_of_a_model_that_predicts_the_sample(name: str) -> None:
+    """What the table says of each scheduler is what diffusers does."""
+    own = DDIMScheduler(prediction_type="sample")
+    if SCHEDULERS[name][1]:
+        scheduler = build_scheduler(name, own)
+    else:
+        with pytest.raises(UserError, match=f"--scheduler {name}: this model predicts the clean sample.*wanted ddim"):
+            build_scheduler(name, own)
+        import diffusers
+
+        scheduler = getattr(diffusers, SCHEDULERS[name][0]).from_config(own.config)
+    scheduler.set_timesteps(4)
+    sample = torch.zeros(1, 4, 2, 3, 3)
+
+    def step() -> Any:
+        generator = {"generator": torch.Generator()} if "generator" in scheduler.step.__code__.co_varnames else {}
+        return scheduler.step(sample, scheduler.timesteps[0], sample, **generator).prev_sample
+
+    if SCHEDULERS[name][1]:
+        assert torch.isfinite(step()).all()
+    else:
+        with pytest.raises((ValueError, NotImplementedError, TypeError)):
+            step()
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
