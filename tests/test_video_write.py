@@ -280,13 +280,16 @@ def test_ctrl_c_removes_the_part(tmp_path: Path, name: str) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", WRITE_FOR_EVER, tmp_path / name], env=environment, stderr=subprocess.PIPE
     )
-    while not left_in(tmp_path) and child.poll() is None:
-        time.sleep(0.02)
-    time.sleep(0.1)  # in mid-work
-    assert left_in(tmp_path)
-    assert left_in(tmp_path) != [name]
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
+    try:
+        while not left_in(tmp_path) and child.poll() is None:
+            time.sleep(0.02)
+        time.sleep(0.1)  # in mid-work
+        assert left_in(tmp_path)
+        assert left_in(tmp_path) != [name]
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert b"KeyboardInterrupt" in errors
     assert left_in(tmp_path) == []
 
