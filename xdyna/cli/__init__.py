@@ -78,6 +78,9 @@ def main(args: list[str] | None = None) -> int:
     Everything that goes wrong is one line on stderr; with XDYNA_DEBUG=1 a defect shows its traceback.
     """
     start_talk()
+    # Idle OpenMP threads that spin make everything 10 to 30 times slower where other processes want the cores too;
+    # sleeping ones cost nothing measurable. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with _quiet_libraries():
             status = typer.main.get_command(app).main(args=args, prog_name="xdyna", standalone_mode=False)
