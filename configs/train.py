@@ -103,6 +103,10 @@ class BringUpConfig(TrainConfig):
         reuse: steps that see the same clips, each with other references, timesteps and noise.
         figure: extra loss weight of latent pixels that the person covers.
         early: exponent of the timesteps' distribution; 1 is uniform, more draws noisier ones more often.
+        start: share of clips at the last timestep whose noisy latents come from the reference, downgraded and noised as
+            the pipeline's first latents are, instead of from the frames themselves.
+        beta_end: end of the linear noise schedule. The default leaves a quarter of the signal's power at the last
+            timestep, through which the reference's background is seen in place.
         face: feed the face maps to the face ControlNet.
         sample_steps: denoising steps of the contact sheets.
         widths, layers, heads, norm_groups: of the UNet (and, but for heads, the ControlNets).
@@ -119,13 +123,15 @@ class BringUpConfig(TrainConfig):
     reuse: int = Field(2, ge=1)
     figure: float = 2.0
     early: float = Field(1.5, gt=0)
+    start: float = Field(0.4, ge=0, le=1)
+    beta_end: float = 0.0019
     face: bool = False
     sample_steps: int = Field(10, gt=0)
-    widths: tuple[int, ...] = (48, 96, 128)
+    widths: tuple[int, ...] = (32, 64, 96)
     attention: tuple[bool, ...] = (False, True, True)
     layers: int = 1
     heads: int = 4
-    norm_groups: int = 16
+    norm_groups: int = 4
     prompt_tokens: int = 4
     prompt_dim: int = 32
 

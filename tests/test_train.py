@@ -169,5 +169,24 @@ def test_missing_autoencoder_is_one_line(capsys: pytest.CaptureFixture[str], tmp
 
 def test_dry_run_prints_the_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["train", "bring_up", "--config", "train/tiny-image", "--dry-run", "--out", str(tmp_path / "x")]) == 0
-    assert '"reuse": 2' in capsys.readouterr().out
+    assert '"reuse": 3' in capsys.readouterr().out
     assert not (tmp_path / "x").exists()
+
+
+def test_exported_model_is_a_pipeline(image_model: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    from xdyna.pipeline import XDynaPipeline
+    from xdyna.train.export import export_pipeline
+
+    count = export_pipeline(image_model, tmp_path / "tiny")
+    assert count == sum(len(value.flatten()) for key, value in weights(image_model).items() if ".pe" not in key)
+    pipe = XDynaPipeline.from_pretrained(tmp_path / "tiny", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    maps = np.zeros((3, 96, 64, 3), np.uint8)
+    maps[:, 40:60, 30:34] = 255
+    reference = np.full((96, 64, 3), 90, np.uint8)
+    frames = pipe(reference, maps, num_inference_steps=2, guidance_scale=1.0, output_type="np",
+                  generator=torch.Generator().manual_seed(0)).frames  # fmt: skip
+    assert frames.shape == (1, 3, 96, 64, 3)
+    assert np.isfinite(frames).all()

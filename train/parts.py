@@ -104,12 +104,11 @@ def build_parts(cfg: BringUpConfig) -> Parts:
     nn.init.normal_(prompt.embedding)
     scheduler = DDIMScheduler(
         beta_start=0.00085,
-        beta_end=0.012,
+        beta_end=cfg.beta_end,
         beta_schedule="linear",
         clip_sample=False,
         steps_offset=0,
         prediction_type="sample",
-        rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
     )
     loaded = {
@@ -121,7 +120,27 @@ def build_parts(cfg: BringUpConfig) -> Parts:
         "stored_prompt": prompt,
         "scheduler": scheduler,
     }
+    for name in ("pose_controlnet", "dynamics_adapter"):
+        _wake(loaded[name])
     return _assemble(loaded)
+
+
+@torch.no_grad()
+def _wake(part: nn.Module) -> None:
+    """Let a branch be heard from the first step.
+
+    Layers that start at zero keep a trained host undisturbed; here the host is random too. And torch's default weights
+    shrink a signal by about three per convolution and SiLU: of a few thin limbs on black nothing would be left after
+    the condition's six. Left so, the UNet learns to do without pose and reference for many hundreds of steps.
+    """
+    for module in part.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and not module.weight.any():
+            nn.init.xavier_normal_(module.weight)
+    condition = getattr(part, "controlnet_cond_embedding", None)
+    if condition is not None:
+        for module in condition.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=2.2 / module.weight[0].numel() ** 0.5)
 
 
 def _controlnet_shape(cfg: BringUpConfig, vae: AutoencoderKL) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from xdyna.configs.train import BringUpConfig
 from xdyna.controlnets.residuals import Residuals, control_residuals, sum_residuals
 from xdyna.controlnets.s_face import SFaceControlNet
 from xdyna.data.synthetic.clips import World, clip_spec, render
+from xdyna.latents import initial_latents
 from xdyna.preprocess.draw import draw_pose_maps
 from xdyna.preprocess.face import face_maps
 from xdyna.train.parts import Parts, decode, encode
@@ -69,13 +70,10 @@ def draw_clips(cfg: BringUpConfig, indices: range, *, consecutive: bool, face: b
     )
 
 
-def draw_step(cfg: BringUpConfig, step: int) -> Batch:
-    """The batch of one step; `cfg.reuse` steps share their clips but not their references."""
-    first = step // cfg.reuse * cfg.batch
-    batch = draw_clips(
-        cfg, range(first, first + cfg.batch), consecutive=cfg.consecutive, face=cfg.face, frames=cfg.frames
-    )
-    return batch if cfg.consecutive else batch.rotated(step % cfg.reuse)
+def draw_group(cfg: BringUpConfig, group: int) -> Batch:
+    """The clips of one group of `cfg.reuse` steps."""
+    indices = range(group * cfg.batch, (group + 1) * cfg.batch)
+    return draw_clips(cfg, indices, consecutive=cfg.consecutive, face=cfg.face, frames=cfg.frames)
 
 
 def to_unit(frames: NDArray[np.uint8] | Tensor) -> Tensor:
@@ -115,15 +113,17 @@ def held_out_clips(cfg: BringUpConfig, count: int, frames: int) -> Batch:
 
 @torch.no_grad()
 def animate(parts: Parts, batch: Batch, steps: int, seed: int, *, face: bool) -> NDArray[np.uint8]:
-    """Denoise the driving frames of a batch from pure noise: uint8 [B, F, H, W, 3]."""
+    """Animate the references of a batch as the pipeline does: uint8 [B, F, H, W, 3]."""
     clips, total = batch.frames.shape[:2]
     reference = encode(parts.vae, to_unit(batch.frames[:, :1]))[:, :, None]  # [B, C, 1, h, w]
     shape = (clips, reference.shape[1], total - 1, *reference.shape[3:])
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    source = torch.Generator().manual_seed(seed)
+    noise, mask = torch.randn(shape, generator=source), torch.rand(shape, generator=source) >= 0.5
     pose = conditions(batch.pose_maps[:, 1:])
     faces = face_condition(batch.face_maps[:, 1:]) if face else None
     text = parts.stored_prompt(clips)
     parts.scheduler.set_timesteps(steps)
+    latents = initial_latents(reference, noise, mask, parts.scheduler, parts.scheduler.timesteps[0])
     for timestep in parts.scheduler.timesteps:
         times = timestep.expand(clips)
         extra = control(parts, latents, times, text, pose, faces)

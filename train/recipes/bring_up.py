@@ -15,13 +15,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from xdyna.configs.train import BringUpConfig
+from xdyna.latents import downgrade_input
 from xdyna.train.loop import Run, batches, count_parameters, generator
 from xdyna.train.parts import Parts, build_parts, encode, load_parts, thaw, without_motion
 from xdyna.train.samples import (
     Batch,
     conditions,
     control,
-    draw_step,
+    draw_group,
     evaluate,
     face_condition,
     held_out_clips,
@@ -45,11 +46,16 @@ def train(cfg: BringUpConfig, *, resume: bool = False, quiet: bool = False) -> P
         run = Run(cfg, RECIPE, _trained_modules(parts, cfg), optimizer, accelerator, resume=resume, quiet=quiet)
         count, whole = sum(p.numel() for p in parameters), count_parameters(*parts.modules().values())
         run.say(f"{RECIPE}: {count:,} of {whole:,} parameters train: {', '.join(cfg.trains)}")
-        data = batches(partial(draw_step, cfg), run.step, cfg.steps, cfg.workers)
+        first = run.step
+        data = batches(partial(draw_group, cfg), run.step // cfg.reuse, -(-cfg.steps // cfg.reuse), cfg.workers)
 
         for step in run.steps():
-            batch = next(data)
-            run.update(_loss(cfg, parts, batch, generator(cfg.seed, step)))
+            turn = step % cfg.reuse
+            if turn == 0 or step == first:
+                batch = next(data)
+                latents = encode(parts.vae, to_unit(batch.frames)).unflatten(0, batch.frames.shape[:2])
+            by = 0 if cfg.consecutive else turn % latents.shape[1]  # each turn, another frame is the reference
+            run.update(_loss(cfg, parts, batch.rotated(by), latents.roll(-by, 1), generator(cfg.seed, step)))
             if cfg.sample_every and run.step % cfg.sample_every == 0:
                 with run.averaged():
                     _report(cfg, run, parts)
@@ -61,15 +67,26 @@ def train(cfg: BringUpConfig, *, resume: bool = False, quiet: bool = False) -> P
     return cfg.out / "model"
 
 
-def _loss(cfg: BringUpConfig, parts: Parts, batch: Batch, source: torch.Generator) -> Tensor:
-    """Mean squared error of the predicted clean latents of the driving frames, the figure weighted."""
-    clips, total = batch.frames.shape[:2]
-    latents = encode(parts.vae, to_unit(batch.frames)).unflatten(0, (clips, total)).transpose(1, 2)
-    reference, clean = latents[:, :, :1], latents[:, :, 1:]  # [B, C, 1, h, w], [B, C, F, h, w]
+def _loss(cfg: BringUpConfig, parts: Parts, batch: Batch, latents: Tensor, source: torch.Generator) -> Tensor:
+    """Mean squared error of the predicted clean latents of the driving frames, the figure weighted.
+
+    Args:
+        cfg: the recipe's settings.
+        parts: the model.
+        batch: the clips.
+        latents: of all their frames, [B, 1+F, C, h, w].
+        source: of timesteps and noise.
+    """
+    clips = len(latents)
+    reference, clean = latents.transpose(1, 2).tensor_split([1], dim=2)  # [B, C, 1, h, w], [B, C, F, h, w]
     noise = torch.randn(clean.shape, generator=source)
     last = parts.scheduler.config.num_train_timesteps - 1
     timesteps = (last * torch.rand(clips, generator=source) ** (1 / cfg.early)).round().long()  # [B]
-    noisy = parts.scheduler.add_noise(clean, noise, timesteps)
+    start = torch.rand(clips, generator=source) < cfg.start
+    timesteps[start] = last
+    mask = torch.rand(clean.shape, generator=source) >= 0.5
+    begin = torch.where(start[:, None, None, None, None], downgrade_input(reference, mask), clean)
+    noisy = parts.scheduler.add_noise(begin, noise, timesteps)
     text = parts.stored_prompt(clips)
     face = face_condition(batch.face_maps[:, 1:]) if cfg.face else None
     extra = control(parts, noisy, timesteps, text, conditions(batch.pose_maps[:, 1:]), face)

@@ -1,0 +1,36 @@
+"""From a run's parts to the folder that ships: an `XDynaPipeline` in half precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xdyna.pipeline import XDynaPipeline
+from xdyna.train.loop import count_parameters
+from xdyna.train.parts import load_parts
+
+#: What the embedded model takes: everything from its own size to twice that.
+SIZE_LIMITS: dict[str, Any] = {"min_wh": [64, 96], "max_wh": [128, 192], "multiple": 8}
+
+
+def export_pipeline(model: Path, out: Path) -> int:
+    """Write a model's parts as a pipeline folder of half-precision safetensors.
+
+    Args:
+        model: folder of a `bring_up` run's final parts.
+        out: folder to write.
+
+    Returns:
+        Parameters in all.
+    """
+    parts = load_parts(model)
+    modules = parts.modules()
+    for module in modules.values():
+        module.to(torch.float16)
+    parts.dynamics_adapter.detach()
+    pipeline = XDynaPipeline(**modules, scheduler=parts.scheduler, size_limits=SIZE_LIMITS)
+    pipeline.save_pretrained(out)
+    parts.dynamics_adapter.detach()
+    return count_parameters(*modules.values())
