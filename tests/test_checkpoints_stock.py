@@ -89,7 +89,11 @@ def test_text_encoder_mistakes(official: OfficialFiles, tmp_path: Path) -> None:
 def test_configs_that_are_none(official: OfficialFiles, tmp_path: Path) -> None:
     assert official.sd15 is not None
     config = official.sd15 / "vae" / "config.json"
-    for text, words in (("{", "cannot be read as JSON"), ("[]", "holds a list"), ('{"up_block_types": ["Nothing"]}', "no VAE")):
+    for text, words in (
+        ("{", "cannot be read as JSON"),
+        ("[]", "holds a list"),
+        ('{"up_block_types": ["Nothing"]}', "no VAE"),
+    ):
         config.write_text(text)
         with pytest.raises(UserError, match=words) as error:
             convert_official(official, tmp_path / "out", settings=SETTINGS)
