@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,22 @@ def export_pipeline(model: Path, out: Path) -> int:
         Parameters in all.
     """
     parts = load_parts(model)
-    modules = parts.modules()
+    modules: dict[str, Any] = dict(parts.modules())
     for module in modules.values():
         module.to(torch.float16)
     parts.dynamics_adapter.detach()
     pipeline = XDynaPipeline(**modules, scheduler=parts.scheduler, size_limits=SIZE_LIMITS)
     pipeline.save_pretrained(out)
+    _forget_origin(out)
     parts.dynamics_adapter.detach()
     return count_parameters(*modules.values())
+
+
+def _forget_origin(folder: Path) -> None:
+    """Drop the folders that the parts were loaded from out of their configs, and let everyone read the weights."""
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)

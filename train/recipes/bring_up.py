@@ -92,7 +92,8 @@ def _loss(cfg: BringUpConfig, parts: Parts, batch: Batch, latents: Tensor, sourc
     extra = control(parts, noisy, timesteps, text, conditions(batch.pose_maps[:, 1:]), face)
     predicted = parts.unet(torch.cat([reference, noisy], 2), timesteps, text, extra.down, extra.mid).sample[:, :, 1:]
     cover = torch.as_tensor(batch.masks[:, 1:]).float() / 255  # [B, F, H, W]
-    weight = 1 + cfg.figure * torch.nn.functional.adaptive_avg_pool2d(cover, clean.shape[-2:])[:, None]
+    height, width = clean.shape[-2:]
+    weight = 1 + cfg.figure * torch.nn.functional.adaptive_avg_pool2d(cover, (height, width))[:, None]
     return (weight * (predicted - clean) ** 2).mean()
 
 
