@@ -256,6 +256,13 @@ def test_wheel_works_away_from_the_checkout(archives: Path, tmp_path: Path) -> N
     script = python.with_name("xdyna")
     assert "animate" in run(script, "--help", cwd=tmp_path).stdout
     assert run(script, "--version", cwd=tmp_path).stdout.split()[1] == SETTINGS["project"]["version"]
+    for name in ("photo.png", "dance.mp4", "dance.tracks.npz"):
+        shutil.copy(ROOT / "examples" / name, tmp_path)
+    few = ["--steps", "1", "--frames", "2", "--align", "none"]
+    command = [script, "animate", "--ref", "photo.png", "--pose-video", "dance.mp4", "--model", "tiny", *few]
+    run(*command, "-o", "out.mp4", cwd=tmp_path)
+    used = Path(json.loads((tmp_path / "out.mp4.json").read_text())["model"]["folder"])
+    assert used.is_relative_to(tmp_path / "venv"), "the weights inside the wheel"
 
 
 def test_editable_install_reads_the_checkout(checkout: Path, tmp_path: Path) -> None:
