@@ -21,7 +21,7 @@ from xdyna.infer.load import ModelChoice, choose_device, choose_dtype, choose_mo
 if TYPE_CHECKING:
     import torch
 
-    from xdyna.infer.finish import Image
+    from xdyna.infer.finish import Finisher, Image
     from xdyna.infer.sources import Sources
     from xdyna.pipeline import XDynaPipeline
     from xdyna.preprocess.prepare import Prepared
@@ -121,10 +121,13 @@ def animate(job: AnimateJob, on_progress: OnProgress = lambda stage, done, total
     Raises:
         UserError: anything wrong with files, settings or the model; then no output is there.
     """
+    from xdyna.infer.finish import Finisher
+
     began_s = time.monotonic()
     sources = _open_sources(job)
     choice = choose_model(job.config.model)
     config = job.config.with_model_defaults(choice.defaults())
+    finish = Finisher(config.sampling().size_wh, config.upscale, config.watermark)
     device = choose_device(config.device)
     on_progress("load model", 0, 1)
     pipe = load_pipeline(choice, config, device, choose_dtype(config.dtype, device))
@@ -132,7 +135,7 @@ def animate(job: AnimateJob, on_progress: OnProgress = lambda stage, done, total
     on_progress("load model", 1, 1)
     logger.info("%s", choice.announcement)
     prepared = sources.prepare(config, face=_wants_face(pipe, config), on_progress=on_progress)
-    run = _Run(job, config, choice, pipe, sources, prepared, on_progress)
+    run = _Run(job, config, choice, pipe, sources, prepared, finish, on_progress)
     return _write(run, _denoise(run), began_s)
 
 
@@ -146,6 +149,7 @@ class _Run:
     pipe: XDynaPipeline
     sources: Sources
     prepared: Prepared
+    finish: Finisher
     on_progress: OnProgress
 
 
@@ -155,7 +159,7 @@ def _open_sources(job: AnimateJob) -> Sources:
     from xdyna.video import check_output
 
     sources = Sources.open(job.reference, job.driving, job.config)
-    check_output(job.output, job.config.codec, sources.fps)
+    check_output(job.output, job.config.codec, sources.fps, inputs=job.inputs)
     return sources
 
 
@@ -236,10 +240,7 @@ def _denoise(run: _Run) -> torch.Tensor:
 
 def _write(run: _Run, latents: torch.Tensor, began_s: float) -> Result:
     """Decode frame by frame into the output, its record and what else was asked for."""
-    from xdyna.infer.finish import Finisher
-
-    job, config, prepared = run.job, run.config, run.prepared
-    finish = Finisher((prepared.reference.shape[1], prepared.reference.shape[0]), config.upscale, config.watermark)
+    job, config, prepared, finish = run.job, run.config, run.prepared, run.finish
     more = [_compare_path(job.output)] if config.compare else []
     num_frames = latents.shape[2]
     with ExitStack() as stack:
@@ -274,7 +275,7 @@ def _writer(run: _Run, path: Path, size_wh: tuple[int, int]) -> VideoWriter:
 
 def _row_writer(run: _Run, path: Path, stack: ExitStack) -> Callable[[Image], None]:
     """What writes each frame once more, beside the photo, the driving frame and the pose map."""
-    from xdyna.infer.finish import side_by_side
+    from xdyna.video import side_by_side
 
     panels = run.sources.panels(run.prepared)
     writer: VideoWriter | None = None

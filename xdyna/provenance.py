@@ -23,6 +23,7 @@ AI_GENERATED = "AI-generated"
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 _MIN_LETTER_PX = 6
+_CLEAR_LETTER_PX = 8  # where the width has room, also on small frames
 _COMMENT_BLOCK = b"\x21\xfe"
 _READABLE = "wanted a video (MP4, MOV), a PNG or GIF file, or a folder of PNG files"
 
@@ -84,7 +85,7 @@ def watermark(frame: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
 
     Args:
         frame: uint8 RGB [H, W, 3], 0..255.
-        text: one line; its height is a 25th of the frame's, less where it would be too wide.
+        text: one line; its height is a 25th of the frame's, at least 8 px, less where it would be too wide.
     Raises:
         UserError: empty, too long to be read at this size, or with letters that the built-in font lacks.
     """
@@ -136,7 +137,7 @@ def _fitting_font(text: str, width: int, height: int) -> ImageFont.FreeTypeFont:
 
     if not text.strip() or not text.isprintable():
         raise UserError(f"watermark text is {text!r}; wanted one line of letters")
-    for size in range(max(_MIN_LETTER_PX, round(height / 25)), _MIN_LETTER_PX - 1, -1):
+    for size in range(max(_CLEAR_LETTER_PX, round(height / 25)), _MIN_LETTER_PX - 1, -1):
         font = ImageFont.load_default(size)
         if not isinstance(font, ImageFont.FreeTypeFont):
             raise UserError("a watermark needs Pillow with FreeType, which this build of it lacks")
