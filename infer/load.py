@@ -203,7 +203,7 @@ def _quiet_diffusers() -> Iterator[None]:
     from diffusers.utils import logging as diffusers_logging
 
     verbosity, bar = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
-    diffusers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # its errors are raised, too, and said in one line
     diffusers_logging.disable_progress_bar()
     try:
         yield
