@@ -471,7 +471,7 @@ def test_checkpoints_that_cannot_be_converted(command: Command, tmp_path: Path) 
     broken: list[tuple[str, object, str]] = [
         ("unet", {"state_dict": {"conv_in.weight": Evil(trap)}}, "refused: this pickle wants to run code"),
         ("unet", {**unet, "conv_in.bias": unet["conv_in.bias"] * float("nan")}, "conv_in.bias"),
-        ("pose_controlnet", unet, "the ControlNet: controlnet_cond_embedding.conv_in.weight is in none of the files"),
+        ("pose_controlnet", unet, "wanted the ControlNet, which has controlnet_cond_embedding.conv_in.weight"),
     ]
     for part, content, wanted in broken:
         path = files.given()[part]

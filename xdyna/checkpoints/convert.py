@@ -159,6 +159,15 @@ def wanted_shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
 
 
+@contextmanager
+def _naming(pool: Pool) -> Iterator[None]:
+    """Put the names of the files in front of what is said about their tensors."""
+    try:
+        yield
+    except infer_config.WrongTensorsError as error:
+        raise UserError(f"{pool.paths()}: {error}") from None
+
+
 def _convert_unet(
     files: OfficialFiles, out: Path, dtype: torch.dtype | None, settings: Settings, report: Report
 ) -> dict[str, Any]:
@@ -169,13 +178,15 @@ def _convert_unet(
     pool = Pool([View.whole(TensorFile(path)) for path in paths])
     base_settings = read_config(base) if base and (base / "config.json").is_file() else {}
     base_settings = {key: value for key, value in base_settings.items() if not key.endswith("_block_types")}
-    config = infer_config.unet_config(pool.shapes(), base_settings, settings.get("unet", {}))
+    with _naming(pool):
+        config = infer_config.unet_config(pool.shapes(), base_settings, settings.get("unet", {}))
 
     resampler, resampler_pool = None, Pool([])
     if files.ip_adapter:
         ip_file = TensorFile(files.ip_adapter)
         resampler_pool = Pool([_image_projection(ip_file)])
-        resampler = infer_config.resampler_config(resampler_pool.shapes(), settings.get(IMAGE_PROMPT, {}))
+        with _naming(resampler_pool):
+            resampler = infer_config.resampler_config(resampler_pool.shapes(), settings.get(IMAGE_PROMPT, {}))
         pool.views.append(_numbered_image_layers(ip_file, image_sites(pool.shapes())))
     elif any(key.endswith("_ip.weight") for key in pool.shapes()):
         raise UserError(
@@ -252,7 +263,8 @@ def _controlnet_step(
 ) -> Callable[[Path, Report], dict[str, Any]]:
     def step(out: Path, report: Report) -> dict[str, Any]:
         pool = Pool([View.whole(TensorFile(path))])
-        config = infer_config.controlnet_config(pool.shapes(), settings.get(name, {}))
+        with _naming(pool):
+            config = infer_config.controlnet_config(pool.shapes(), settings.get(name, {}))
         try:
             with torch.device("meta"):
                 part = kind(**config)

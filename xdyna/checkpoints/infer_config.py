@@ -210,12 +210,18 @@ def count(shapes: Shapes, prefix: str) -> int:
     return max((int(number) for number in numbers if number.isdigit()), default=-1) + 1
 
 
+class WrongTensorsError(UserError):
+    """The tensors are obviously of something else; whoever knows the files puts their names in front."""
+
+
 def need(shapes: Shapes, what: str, *keys: str) -> None:
     """Refuse tensors that are obviously of something else."""
     for key in keys:
         if key not in shapes:
             some = ", ".join(sorted(shapes)[:3]) or "nothing"
-            raise UserError(f"{what}: {key} is in none of the files given; they hold {len(shapes)} tensors: {some} ..")
+            raise WrongTensorsError(
+                f"wanted {what}, which has {key}; got {len(shapes)} tensors of something else: {some} .."
+            )
 
 
 def _controlnet_keys() -> set[str]:
