@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from xdyna.configs import Config
 from xdyna.errors import UserError
+
+Decided = TypeVar("Decided")
 
 MAX_SIDE_PX = 8192
 
@@ -151,13 +153,21 @@ class AnimateConfig(Config):
         Raises:
             UserError: neither this config nor the model's preset decides one of them.
         """
-        values = (self.size, self.steps, self.guidance, self.window, self.overlap)
-        for name, value in zip(("size", "steps", "guidance", "window", "overlap"), values, strict=True):
+
+        def decided(name: str, value: Decided | None) -> Decided:
             if value is None:
                 raise UserError(
                     f"{name}: the model's own settings leave it open, wanted --{name} or --set {name}=VALUE"
                 )
-        return Sampling(*values)  # type: ignore[arg-type] # the loop has seen to it
+            return value
+
+        return Sampling(
+            decided("size", self.size),
+            decided("steps", self.steps),
+            decided("guidance", self.guidance),
+            decided("window", self.window),
+            decided("overlap", self.overlap),
+        )
 
     def with_model_defaults(self, defaults: AnimateConfig) -> AnimateConfig:
         """This config with every None filled from the model's preset; what is still None is decided by the input."""

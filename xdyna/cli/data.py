@@ -26,7 +26,9 @@ def synth(
     frames: Annotated[int, typer.Option("--frames", min=1, help="Frames per clip.")] = 36,
     size: Annotated[str, typer.Option("--size", help="WxH in pixels.")] = "384x576",
     fps: Annotated[float, typer.Option("--fps", min=1, help="Frames per second.")] = 15.0,
-    scene: Annotated[list[str] | None, typer.Option("--scene", help="Kinds of scenes; may be repeated [all].")] = None,
+    scene: Annotated[
+        list[str] | None, typer.Option("--scene", help="Kinds of scenes (default all); may be repeated.")
+    ] = None,
     first: Annotated[int, typer.Option("--first", min=0, help="Index of the first clip.")] = 0,
     seed: SeedOption = None,
     as_json: JsonOption = False,

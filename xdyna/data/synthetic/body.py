@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,7 +137,16 @@ def _turn(vectors: FloatArray, angle: FloatArray) -> FloatArray:
     return np.stack([vectors[:, 0] * cos - vectors[:, 1] * sin, vectors[:, 0] * sin + vectors[:, 1] * cos], -1)
 
 
-def _arm(joints, hands, first, sign, column, side, body, lean) -> None:  # type: ignore[no-untyped-def]
+def _arm(
+    joints: FloatArray,
+    hands: FloatArray,
+    first: int,
+    sign: int,
+    column: Callable[[str], FloatArray],
+    side: str,
+    body: Body,
+    lean: FloatArray,
+) -> None:
     """Fill elbow, wrist and hand of one arm."""
     angle = column(f"{side}_arm_a") - sign * lean
     bent = angle + column(f"{side}_arm_b")
@@ -155,7 +165,7 @@ def _arm(joints, hands, first, sign, column, side, body, lean) -> None:  # type:
             hand[:, 1 + 4 * finger + joint] = wrist + along * (reach[finger] * part)
 
 
-def _leg(joints, first, sign, column, side, body) -> None:  # type: ignore[no-untyped-def]
+def _leg(joints: FloatArray, first: int, sign: int, column: Callable[[str], FloatArray], side: str, body: Body) -> None:
     """Fill knee and ankle of one leg: the foot is placed, the knee follows (bent outwards, as seen from the front)."""
     hip = joints[:, first]
     rise = column("jump") + column(f"{side}_foot_lift") + body.ankle
