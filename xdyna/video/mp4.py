@@ -52,7 +52,8 @@ class Mp4Sink:
             raise
 
     def write(self, frame: Image) -> None:
-        picture = VideoFrame.from_ndarray(_even(frame), format="rgb24").reformat(
+        pixels = _even(frame)  # held to the end: PyAV does not keep these bytes alive
+        picture = VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
             format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG
         )
         picture.pts = self._num_frames

@@ -110,7 +110,8 @@ class SoundTrack:
         return samples[:, :num_samples]
 
     def _encode(self, samples: Samples) -> None:
-        frame = AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=self._layout)
+        values = np.ascontiguousarray(samples)  # held to the end: PyAV does not keep these bytes alive
+        frame = AudioFrame.from_ndarray(values, format="fltp", layout=self._layout)
         frame.sample_rate = self.rate
         frame.time_base = Fraction(1, self.rate)
         frame.pts = self._num_written
