@@ -429,17 +429,3 @@ def test_written_whole(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "full")
     assert path.read_text() == "whole"
     assert left_in(tmp_path) == ["a.txt"]
-
-
-@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
-def test_frames_in_another_memory_order_give_the_same_bytes(tmp_path: Path, name: str) -> None:
-    """Decoded frames come as views with channels first; the encoder must not outlive the copy that is made of them."""
-    frames = [numbered_frame(number) for number in range(4)]
-    views = [np.ascontiguousarray(frame.transpose(2, 0, 1)).transpose(1, 2, 0) for frame in frames]
-    files = set()
-    for pictures in [frames, *[views] * 12]:
-        with VideoWriter(tmp_path / name, (96, 64), 8) as writer:
-            for picture in pictures:
-                writer.write(picture)
-        files.add((tmp_path / name).read_bytes())
-    assert len(files) == 1
