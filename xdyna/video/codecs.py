@@ -28,7 +28,8 @@ class Codec:
 
 
 _CODECS = {
-    # Without macroblock-tree rate control, which reads memory it never wrote: now and then other bytes for one clip.
+    # Without macroblock-tree rate control: with it 4 of 130 encodings of one clip had other bytes, without it 0 of 170.
+    # Why is not known.
     "h264": Codec("libx264", {"crf": "17", "preset": "medium", "x264-params": "mbtree=0"}),
     # x265 prints to stderr past FFmpeg's log, and its thread pool changes the bytes: both are switched off.
     "h265": Codec(

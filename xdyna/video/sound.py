@@ -110,7 +110,7 @@ class SoundTrack:
         return samples[:, :num_samples]
 
     def _encode(self, samples: Samples) -> None:
-        values = np.ascontiguousarray(samples)  # held to the end: PyAV does not keep these bytes alive
+        values = np.ascontiguousarray(samples)
         frame = AudioFrame.from_ndarray(values, format="fltp", layout=self._layout)
         frame.sample_rate = self.rate
         frame.time_base = Fraction(1, self.rate)
