@@ -83,7 +83,8 @@ class AnimateConfig(Config):
     negative_prompt: str = ""
     window: Annotated[int, Field(ge=1)] | None = None  # driving frames
     overlap: Annotated[int, Field(ge=0)] | None = None  # driving frames
-    schedule: Literal["open", "closed"] = "open"
+    # How the video is cut into windows; None: the model's own way.
+    schedule: Literal["open", "closed", "grid"] | None = None
 
     # How much each part counts, and over which part of the denoising.
     adapter_scale: Scale = 1.0

@@ -17,7 +17,7 @@ from xdyna import XDynaPipeline
 from xdyna.controlnets.residuals import control_residuals
 from xdyna.denoise import Conditioning, predict_clip, predict_windows
 from xdyna.latents import draw_mask, draw_noise, split_generator
-from xdyna.windows import blend_weights, closed_windows, draw_offsets, open_windows
+from xdyna.windows import blend_weights, closed_windows, draw_offsets, make_windows, open_windows
 
 LATENT_SHAPE = (4, TINY_WH[1] // 4, TINY_WH[0] // 4)
 #: Frames of a clip that takes several windows of this size and overlap.
@@ -97,6 +97,20 @@ def test_a_longer_clip_starts_from_the_same_noise(pipeline: XDynaPipeline) -> No
     assert torch.equal(starts[0], starts[1][:, :, :4])
 
 
+def test_frames_of_a_still_clip_are_equal_when_they_share_their_noise(pipeline: XDynaPipeline) -> None:
+    """Without motion modules and with one pose, only the noise could tell frames apart."""
+    shared = XDynaPipeline(**pipeline.components, shared_noise=True, schedule="grid")
+    assert shared.config.shared_noise
+    assert shared.config.schedule == "grid"
+    starts = []
+    for pipe in (pipeline, shared):
+        with recorded(pipe.unet) as calls:
+            run(pipe, 5, guidance_scale=1.0, num_inference_steps=1)
+        starts.append(calls[0]["0"][:, :, 1:])
+    assert not torch.equal(starts[0][:, :, :1], starts[0][:, :, 1:2])
+    assert torch.equal(starts[1], starts[1][:, :, :1].expand_as(starts[1]))
+
+
 def test_streams_do_not_shift_each_other(pipeline: XDynaPipeline) -> None:
     """What is passed instead of being drawn changes nothing that is still drawn."""
     settings = {"num_inference_steps": 2, **LONG}
@@ -130,7 +144,9 @@ def test_results_do_not_depend_on_batching(pipeline: XDynaPipeline) -> None:
 # --- windows --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("schedule", "make"), [("open", open_windows), ("closed", closed_windows)])
+@pytest.mark.parametrize(
+    ("schedule", "make"), [("open", open_windows), ("closed", closed_windows), (None, open_windows)]
+)
 def test_windows_of_the_schedule_are_run(pipeline: XDynaPipeline, schedule: str, make: Callable[..., Any]) -> None:
     """Every UNet call is the clean reference and one window's frames, at the given offsets."""
     offsets, seen = [1, 3], []
@@ -166,9 +182,10 @@ class CountingUNet(nn.Module):
         return type("Output", (), {"sample": self.calls * halves * torch.ones_like(sample)})
 
 
-@pytest.mark.parametrize("schedule", ["open", "closed"])
+@pytest.mark.parametrize("schedule", ["open", "closed", "grid"])
 def test_predictions_are_blended_by_the_weights(schedule: str) -> None:
-    clip_windows = (open_windows if schedule == "open" else closed_windows)(9, 4, 2, 1)
+    clip_windows = make_windows(schedule, 9, 4, 2, 1)
+    assert (clip_windows[-1][-2:] == [8, 8]) == (schedule == "grid")  # which shows its last frame twice
     weights = blend_weights(clip_windows, 9, 2, schedule)
     text, none = torch.zeros(1, 4, 16), torch.zeros(1, 0, 16)
     conditioning = Conditioning(torch.zeros(1, 4, 1, 6, 5), text, text, none, none, [])
@@ -177,7 +194,7 @@ def test_predictions_are_blended_by_the_weights(schedule: str) -> None:
     )
     wanted = np.zeros(9)
     for call, (window, weight) in enumerate(zip(clip_windows, weights, strict=True), start=1):
-        wanted[window] += call * weight
+        np.add.at(wanted, window, call * weight)
     wanted *= 1 + 7.5 * (100 - 1)
     torch.testing.assert_close(got[0, 0, :, 0, 0], torch.from_numpy(wanted).float(), rtol=1e-5, atol=0)
     assert (got == got[:, :1, :, :1, :1]).all()

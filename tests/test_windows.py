@@ -56,7 +56,7 @@ def test_open_windows_cover_every_frame_and_never_wrap(settings: tuple[int, int,
 
 
 @in_any_time
-@given(window_settings(), st.sampled_from(["open", "closed"]))
+@given(window_settings(), st.sampled_from(["open", "closed", "grid"]))
 def test_weights_sum_to_one(settings: tuple[int, int, int, int], schedule: str) -> None:
     num_frames, size, overlap, offset = settings
     windows = make_windows(schedule, num_frames, size, overlap, offset)
@@ -64,7 +64,8 @@ def test_weights_sum_to_one(settings: tuple[int, int, int, int], schedule: str) 
     total = np.zeros(num_frames)
     for window, weight in zip(windows, weights, strict=True):
         assert len(window) == len(weight)
-        assert (weight > 0).all()
+        first = [frame not in window[:place] for place, frame in enumerate(window)]
+        assert ((weight > 0) == first).all()
         np.add.at(total, window, weight)
     np.testing.assert_allclose(total, 1, atol=1e-6)
 
@@ -76,6 +77,18 @@ def test_open_needs_at_most_one_window_more_than_the_shortest_cover(settings: tu
     stride = size - overlap
     fewest = max(1, -(-(num_frames - overlap) // stride))
     assert len(open_windows(num_frames, size, overlap, offset)) <= fewest + 1
+
+
+@in_any_time
+@given(window_settings())
+def test_grid_windows_begin_at_fixed_frames(settings: tuple[int, int, int, int]) -> None:
+    num_frames, size, overlap, offset = settings
+    windows = make_windows("grid", num_frames, size, overlap, offset)
+    assert {frame for window in windows for frame in window} == set(range(num_frames))
+    assert [window[0] for window in windows] == [k * (size - overlap) for k in range(len(windows))]
+    for window in windows:
+        whole = range(window[0], window[0] + min(size, num_frames))
+        assert window == [min(frame, num_frames - 1) for frame in whole]
 
 
 def test_seams_move_with_the_offset() -> None:
@@ -115,6 +128,7 @@ def test_offsets_are_seeded_and_in_range() -> None:
     assert drawn("open") == drawn("open")
     assert set(drawn("open")) == set(range(12))
     assert set(drawn("closed")) == set(range(16))
+    assert set(drawn("grid")) == {0}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +140,7 @@ def test_offsets_are_seeded_and_in_range() -> None:
         ((9, 4, 1, -1), "offset is -1, wanted 0 or more"),
     ],
 )
-@pytest.mark.parametrize("schedule", ["open", "closed"])
+@pytest.mark.parametrize("schedule", ["open", "closed", "grid"])
 def test_bad_sizes_are_refused(schedule: str, arguments: tuple[int, int, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_windows(schedule, *arguments)

@@ -113,7 +113,8 @@ def predict_clip(
         predicted = predict_windows(unet, latents, timestep, conditioning, group, guided, step, num_steps)
         for i, window in enumerate(group):
             weight = torch.from_numpy(weights[first + i]).to(total.device)[:, None, None]
-            total[:, :, list(window)] += predicted[:, i] * weight
+            frames = torch.tensor(window, device=total.device)
+            total.index_add_(2, frames, predicted[:, i] * weight)  # a window may show a frame more than once
     if not guided:
         return total
     negative, positive = total.chunk(2)

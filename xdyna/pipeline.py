@@ -77,6 +77,9 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         stored_prompt: the embedding of the empty prompt, for a model without a text encoder.
         size_limits: `min_wh`, `max_wh` ([width, height], pixels) and `multiple` of the sizes the model takes; `None`
             for any multiple of 8.
+        schedule: how clips are cut into windows unless a call says otherwise (see `xdyna.windows`).
+        shared_noise: all frames of a clip start from the same noise, for models trained so: what does not move in the
+            picture then does not flicker.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->image_prompt->unet->vae"
@@ -109,6 +112,8 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         feature_extractor: BaseImageProcessor | None = None,
         stored_prompt: StoredPrompt | None = None,
         size_limits: dict[str, Any] | None = None,
+        schedule: str = "open",
+        shared_noise: bool = False,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -125,7 +130,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             feature_extractor=feature_extractor,
             stored_prompt=stored_prompt,
         )
-        self.register_to_config(size_limits=size_limits)
+        self.register_to_config(size_limits=size_limits, schedule=schedule, shared_noise=shared_noise)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.sizes = inputs.SizeLimits.build(size_limits, self.vae_scale_factor)
         for adapter in (dynamics_adapter, image_prompt):
@@ -400,7 +405,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         control_guidance_end: float | tuple[float, float] = 1.0,
         window: int = windows.DEFAULT_SIZE,
         overlap: int = windows.DEFAULT_OVERLAP,
-        schedule: str = "open",
+        schedule: str | None = None,
         window_batch: int = 1,
         vae_batch: int = 1,
         output_type: str = "pil",
@@ -447,7 +452,8 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             control_guidance_end: fraction of the steps at which they end.
             window: driving frames that the motion modules see at once.
             overlap: frames that neighbouring windows share.
-            schedule: `open` (windows never wrap, blended by weights) or `closed` (official loop, plain average).
+            schedule: `open` (windows never wrap, blended by weights), `closed` (official loop, plain average) or `grid`
+                (as `open`, but windows begin at fixed frames); None is the model's own.
             window_batch: windows per call of the networks. Changes speed and memory; results only by rounding.
             vae_batch: frames per call of the VAE. Likewise.
             output_type: `pil`, `np`, `pt` or `latent`.
@@ -468,6 +474,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             ValueError: an input that does not fit; the message says what was got and what was wanted.
         """
         # 1. Check inputs
+        schedule = self.config.schedule if schedule is None else schedule
         num_frames, maps_wh = clip_size(pose_maps)
         default_wh = self.sizes.round_down(maps_wh)
         size_wh = (
@@ -531,8 +538,9 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             raise ValueError(f"{len(window_offsets)} window_offsets, wanted one for each of {len(timesteps)} timesteps")
         window_offsets = [inputs.count(offset, "a window offset", low=0) for offset in window_offsets]
         if latents is None:
-            noise = draw_noise(num_frames, frame_shape, noise_stream) if noise is None else noise
-            mask = draw_mask(num_frames, frame_shape, mask_stream) if mask is None else mask
+            drawn = 1 if self.config.shared_noise else num_frames
+            noise = draw_noise(drawn, frame_shape, noise_stream).expand(clip_shape) if noise is None else noise
+            mask = draw_mask(drawn, frame_shape, mask_stream).expand(clip_shape) if mask is None else mask
             latents = initial_latents(reference_latents, noise, mask, self.scheduler, timesteps[0])
         latents = latents.to(device, torch.float32)
         extra = self._extra_step_kwargs(step_stream, eta)

@@ -1,8 +1,10 @@
 """Context windows: how a clip of any length is cut into pieces that the motion modules can see at once.
 
-Two schedules. `closed` is the official one: a loop whose last window runs on from the last frame to the first, every
+Three schedules. `closed` is the official one: a loop whose last window runs on from the last frame to the first, every
 frame's predictions averaged. `open`, the default, never joins the end of a clip to its beginning, and blends
-neighbouring windows by weights that fall off towards their ends.
+neighbouring windows by weights that fall off towards their ends. `grid` blends in the same way, but its windows begin
+at fixed frames, for models whose scenes repeat after `size - overlap` frames: every window then begins at the same
+moment of the loop, which is the one the models were trained to begin at.
 
 Indices count driving frames from 0; the reference frame belongs to every window and is never listed.
 """
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
-Schedule = Literal["open", "closed"]
+Schedule = Literal["open", "closed", "grid"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 
 DEFAULT_SIZE = 16
@@ -32,17 +34,20 @@ def make_windows(
     """Windows of one denoising step by schedule name.
 
     Args:
-        schedule: `open` or `closed`.
+        schedule: `open`, `closed` or `grid`.
         num_driving_frames: frames of the clip, without the reference.
         size: driving frames in a window.
         overlap: frames that neighbouring windows share (at least, when `open`).
-        offset: shift of the windows, 0 or more; drawn anew for every step by `draw_offsets`.
+        offset: shift of the windows, 0 or more; drawn anew for every step by `draw_offsets`. `grid` is never shifted.
 
     Raises:
         ValueError: an unknown schedule or sizes that make no sense.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule is {schedule!r}, wanted one of {', '.join(SCHEDULES)}")
+    if schedule == "grid":
+        _check(num_driving_frames, size, overlap, offset)
+        return grid_windows(num_driving_frames, size, overlap)
     make = open_windows if schedule == "open" else closed_windows
     return make(num_driving_frames, size, overlap, offset)
 
@@ -73,6 +78,22 @@ def open_windows(
             starts.append(start)
     starts.append(last)
     return [list(range(start, start + size)) for start in starts]
+
+
+def grid_windows(num_driving_frames: int, size: int = DEFAULT_SIZE, overlap: int = DEFAULT_OVERLAP) -> list[list[int]]:
+    """Windows of equal size from every multiple of `size - overlap` on; the last repeats the last frame to its end.
+
+    Returns:
+        Lists of indices, in order; one list of the whole clip when it fits into a window.
+
+    Raises:
+        ValueError: sizes that make no sense.
+    """
+    _check(num_driving_frames, size, overlap, 0)
+    if num_driving_frames <= size:
+        return [list(range(num_driving_frames))]
+    starts = range(0, num_driving_frames - overlap, size - overlap)
+    return [[min(frame, num_driving_frames - 1) for frame in range(start, start + size)] for start in starts]
 
 
 def closed_windows(
@@ -142,10 +163,12 @@ def draw_offsets(
     """One window offset per denoising step, in one draw that does not depend on the clip's length.
 
     `closed` draws from 0..size-1 as the official pipeline does (it takes 0..15 from Python's `random`); `open` from one
-    period of its grid.
+    period of its grid; `grid` stays where it is.
     """
     import torch
 
+    if schedule == "grid":
+        return [0] * num_steps
     high = size if schedule == "closed" else size - overlap
     drawn = torch.randint(0, high, (num_steps,), generator=generator, device=generator.device)
     return [int(offset) for offset in drawn.tolist()]
@@ -156,22 +179,23 @@ def blend_weights(
 ) -> list[NDArray[np.float32]]:
     """How much each window's prediction counts for each of its frames.
 
-    `closed`: every window that covers a frame counts alike (official). `open`: a window's weight rises over its first
-    `overlap` frames and falls over its last ones, so no frame jumps where a window begins or ends.
+    `closed`: every window that covers a frame counts alike (official). `open` and `grid`: a window's weight rises over
+    its first `overlap` frames and falls over its last ones, so no frame jumps where a window begins or ends. Where a
+    window repeats a frame, its first prediction alone counts.
 
     Args:
         windows: of one denoising step.
         num_driving_frames: frames of the clip.
         overlap: length of the ramps, frames.
-        schedule: `open` or `closed`.
+        schedule: `open`, `closed` or `grid`.
 
     Returns:
-        For each window, float32 weights of its frames, above 0; for each frame they sum to one over the windows.
+        For each window, float32 weights of its frames; for each frame they sum to one over the windows.
 
     Raises:
         ValueError: a frame that no window covers.
     """
-    raw = [_ramps(len(window), overlap if schedule == "open" else 0) for window in windows]
+    raw = [_ramps(len(window), 0 if schedule == "closed" else overlap) * _first(window) for window in windows]
     total = np.zeros(num_driving_frames)
     for window, weights in zip(windows, raw, strict=True):
         np.add.at(total, np.asarray(window), weights)
@@ -187,6 +211,13 @@ def _ramps(length: int, overlap: int) -> NDArray[np.float64]:
     position = np.arange(length)
     steps = np.minimum(np.minimum(position, position[::-1]), overlap) + 1
     return np.asarray(steps / (overlap + 1), np.float64)
+
+
+def _first(window: Sequence[int]) -> NDArray[np.bool_]:
+    """Where a window shows a frame for the first time."""
+    found = np.zeros(len(window), bool)
+    found[np.unique(np.asarray(window), return_index=True)[1]] = True
+    return found
 
 
 def _check(num_driving_frames: int, size: int, overlap: int, offset: int) -> None:

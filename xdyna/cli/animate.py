@@ -76,7 +76,7 @@ def animate(
     window: Annotated[int | None, option("--window", "Frames that are denoised together.", MODEL)] = None,
     overlap: Annotated[int | None, option("--overlap", "Frames that neighbouring windows share.", MODEL)] = None,
     schedule: Annotated[
-        str | None, option("--schedule", "Windows: open, or closed (official) (default open).", MODEL)
+        str | None, option("--schedule", "Windows: open, closed (official) or grid (default the model's).", MODEL)
     ] = None,
     adapter_scale: Annotated[
         float | None, option("--adapter-scale", "Strength of the reference (default 1).", MODEL)
