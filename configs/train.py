@@ -19,7 +19,7 @@ class WorldConfig(Config):
     size_wh: tuple[int, int] = (64, 96)
     fps: float = Field(12.0, gt=0)
     scenes: tuple[str, ...] = ("studio", "sea", "waterfall", "fire", "meadow")
-    full_body: float = Field(0.85, ge=0, le=1)
+    framings: dict[Literal["full", "half", "bust"], float] = {"full": 0.5, "half": 0.2, "bust": 0.3}
     energy: float = Field(1.0, ge=0)
 
 

@@ -22,7 +22,7 @@ SIZE_WH = (384, 576)
 FPS = 15.0
 RATE_HZ = 48_000
 #: Another seed than any that a recipe trains on.
-WORLD = World(seed=2024, size_wh=SIZE_WH, fps=FPS, full_body=1.0)
+WORLD = World(seed=2024, size_wh=SIZE_WH, fps=FPS, framings={"full": 1.0})
 CAMERA = Camera(middle=0.5, ground=0.955, body=0.76)
 
 MIRA = Character(

@@ -36,7 +36,7 @@ def test_a_frame_does_not_depend_on_which_others_are_drawn() -> None:
 def test_joints_lie_on_the_person(size_wh: tuple[int, int]) -> None:
     hits, total = 0, 0
     for index in range(8):
-        clip = render_index(replace(World(size_wh=size_wh), full_body=1.0), index, 4)
+        clip = render_index(replace(World(size_wh=size_wh), framings={"full": 1.0}), index, 4)
         for frame in range(4):
             for (x, y), conf in zip(clip.tracks.joints_xy[frame, :14], clip.tracks.joints_conf[frame], strict=False):
                 column, row = min(int(x), size_wh[0] - 1), min(int(y), size_wh[1] - 1)
@@ -49,7 +49,7 @@ def test_joints_lie_on_the_person(size_wh: tuple[int, int]) -> None:
 
 def test_mask_is_where_the_person_is_drawn() -> None:
     """The same person before two scenes: pixels fully under the mask are equal, pixels outside show the scene."""
-    spec = clip_spec(World(full_body=1.0), 1)
+    spec = clip_spec(World(framings={"full": 1.0}), 1)
     times_s = np.asarray([0.0, 0.7])
     pictures = [render(replace(spec, scene=scene), times_s, SIZE_WH, 12.0) for scene in ("studio", "meadow")]
     masks = pictures[0].masks
@@ -63,7 +63,7 @@ def test_mask_is_where_the_person_is_drawn() -> None:
 
 
 def test_face_points_and_hands_lie_near_their_joints() -> None:
-    clip = render_index(World(size_wh=(384, 576), full_body=1.0), 0, 6)
+    clip = render_index(World(size_wh=(384, 576), framings={"full": 1.0}), 0, 6)
     nose, hands, wrists = clip.tracks.joints_xy[:, 0], clip.tracks.hands_xy, clip.tracks.joints_xy[:, [7, 4]]
     head_px = 576 * 0.76 * 0.2
     assert np.linalg.norm(clip.tracks.face_xy.mean(1) - nose, axis=-1).max() < head_px / 2
@@ -72,7 +72,7 @@ def test_face_points_and_hands_lie_near_their_joints() -> None:
 
 
 def test_another_person_dances_the_same_dance() -> None:
-    world = World(full_body=1.0)
+    world = World(framings={"full": 1.0})
     motion, looks = clip_spec(world, 0), clip_spec(world, 1)
     swapped = dressed_as(motion, looks)
     assert swapped.motion is motion.motion

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xdyna.data.synthetic.face import FaceShape, face_points, random_face
 from xdyna.data.synthetic.motion import COLUMN, Motion
 
 FloatArray = NDArray[np.float64]
@@ -21,10 +22,10 @@ _HEAD_JOINTS = np.asarray(
 
 @dataclass(frozen=True)
 class Body:
-    """Lengths as fractions of the body's height (which is 1), and one factor for how broad the limbs are."""
+    """Lengths as fractions of the body's height (about 1), one factor for how broad the limbs are, and the face."""
 
-    head_rx: float = 0.072
-    head_ry: float = 0.095
+    head_rx: float = 0.080
+    head_ry: float = 0.102
     neck: float = 0.026
     torso: float = 0.285
     shoulder: float = 0.108
@@ -35,6 +36,17 @@ class Body:
     leg: float = 0.225  # thigh; the shin is as long
     ankle: float = 0.04  # ankle above the ground
     girth: float = 1.0
+    face: FaceShape = field(default_factory=FaceShape)
+
+    @property
+    def hip_height(self) -> float:
+        """Of the hips above the ground, legs straight."""
+        return self.ankle + 1.985 * self.leg
+
+    @property
+    def head_height(self) -> float:
+        """Of the head's middle above the ground, standing."""
+        return self.hip_height + self.torso + self.neck + 0.9 * self.head_ry
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +83,8 @@ def random_body(rng: np.random.Generator) -> Body:
         return float(value * rng.uniform(1 - spread, 1 + spread))
 
     return Body(
-        head_rx=near(0.073, 0.08),
-        head_ry=near(0.095, 0.06),
+        head_rx=near(0.081, 0.08),
+        head_ry=near(0.102, 0.06),
         torso=near(0.285, 0.05),
         shoulder=near(0.108, 0.12),
         hip=near(0.055, 0.12),
@@ -80,6 +92,7 @@ def random_body(rng: np.random.Generator) -> Body:
         forearm=near(0.135, 0.06),
         leg=near(0.225, 0.05),
         girth=near(1.08, 0.18),
+        face=random_face(rng),
     )
 
 
@@ -91,7 +104,7 @@ def place(body: Body, motion: Motion, times_s: FloatArray) -> Figure:
         return np.asarray(pose[:, COLUMN[name]])
 
     yaw = column("yaw")
-    hips = np.stack([column("sway_x"), -(body.ankle + 1.985 * body.leg - column("dip") + column("jump"))], -1)
+    hips = np.stack([column("sway_x"), column("dip") - column("jump") - body.hip_height], -1)
     up = _direction(column("lean"))  # [F, 2], pointing up
     neck = hips + up * body.torso
     across = _turn(np.stack([np.ones_like(yaw), np.zeros_like(yaw)], -1), column("tilt") + 0.5 * column("lean"))
@@ -109,9 +122,9 @@ def place(body: Body, motion: Motion, times_s: FloatArray) -> Figure:
     head = neck - down * (body.neck + body.head_ry * 0.9)
     axes = np.stack([np.stack([down[:, 1], -down[:, 0]], -1), down], 1)
     head_yaw = np.clip(column("head_turn") + 0.7 * yaw, -0.9, 0.9)
-    expression = np.stack([column("mouth_open"), column("smile"), column("brow"), motion.eye_open(times_s)], -1)
+    expression = motion.expression(times_s)
     figure = Figure(joints, hands, np.zeros((len(pose), 68, 2)), head, axes, hips, yaw, head_yaw, expression)
-    figure.face[:] = on_head(figure, body, _face_template(expression))
+    figure.face[:] = on_head(figure, body, face_points(expression, body.face))
     joints[:, [0, 14, 15, 16, 17]] = on_head(figure, body, np.broadcast_to(_HEAD_JOINTS, (len(pose), 5, 3)))
     return figure
 
@@ -179,47 +192,3 @@ def _leg(joints: FloatArray, first: int, sign: int, column: Callable[[str], Floa
     bulge = np.sqrt(np.maximum(body.leg**2 - (reach / 2) ** 2, 0)) * 0.5
     joints[:, first + 1] = (hip + ankle) / 2 + outwards * bulge
     joints[:, first + 2] = ankle
-
-
-def _face_template(expression: FloatArray) -> FloatArray:
-    """The 68 points on the head, [F, 68, 3] in head radii."""
-    mouth, smile, brow, eye = (expression[:, k, None] for k in range(4))
-    count = len(expression)
-    points = np.zeros((count, 68, 3))
-    turn = np.pi * np.arange(17) / 16
-    points[:, :17, 0] = -0.95 * np.cos(turn)
-    points[:, :17, 1] = 0.02 + 0.95 * np.sin(turn) ** 1.2 + 0.1 * np.maximum(mouth, 0) * np.sin(turn) ** 4
-    arch = np.asarray([0.0, 0.06, 0.08, 0.06, 0.01])
-    for start, sign in ((17, -1), (22, 1)):
-        across = np.linspace(0.66, 0.16, 5) if sign < 0 else np.linspace(0.16, 0.66, 5)
-        points[:, start : start + 5, 0] = sign * across
-        points[:, start : start + 5, 1] = -0.30 - (arch if sign < 0 else arch[::-1]) - 0.10 * brow
-    points[:, 27:31, 1] = np.linspace(-0.10, 0.22, 4)
-    points[:, 31:36, 0] = np.linspace(-0.16, 0.16, 5)
-    points[:, 31:36, 1] = 0.30 + np.asarray([0.0, 0.03, 0.05, 0.03, 0.0])
-    lid = np.asarray([0.0, -1.0, -1.0, 0.0, 0.8, 0.8])
-    for start, centre in ((36, -0.36), (42, 0.36)):
-        points[:, start : start + 6, 0] = centre + np.asarray([-0.17, -0.06, 0.06, 0.17, 0.06, -0.06])
-        points[:, start : start + 6, 1] = -0.08 + lid * (0.02 + 0.085 * eye)
-    _mouth(points, mouth, smile)
-    points[..., 2] = np.sqrt(np.clip(1.05 - points[..., 0] ** 2, 0, None))
-    points[:, 27:36, 2] += 0.12
-    return points
-
-
-def _mouth(points: FloatArray, mouth: FloatArray, smile: FloatArray) -> None:
-    half = 0.27 + 0.07 * smile - 0.04 * mouth
-    opening = 0.02 + 0.20 * np.clip(mouth, 0, 1.2)
-    corner = 0.55 - 0.06 * smile
-    outer = np.asarray([-1, -0.6, -0.25, 0, 0.25, 0.6, 1, 0.6, 0.25, 0, -0.25, -0.6])
-    height = np.asarray([0, -0.07, -0.09, -0.075, -0.09, -0.07, 0, 0.08, 0.10, 0.105, 0.10, 0.08])
-    drop = np.asarray([0, 0, 0, 0, 0, 0, 0, 0.75, 0.95, 1.0, 0.95, 0.75])
-    sag = (1 - outer**2) * 0.06
-    points[:, 48:60, 0] = half * outer
-    points[:, 48:60, 1] = corner + smile * sag + height * 0.8 + opening * (drop - 0.15 * (drop == 0) * (1 - outer**2))
-    inner = np.asarray([-0.85, -0.3, 0, 0.3, 0.85, 0.3, 0, -0.3])
-    drop = np.asarray([0.1, 0, 0, 0, 0.1, 0.92, 0.97, 0.92])
-    points[:, 60:68, 0] = half * inner
-    points[:, 60:68, 1] = (
-        corner + smile * (1 - inner**2) * 0.06 + opening * (drop - 0.12 * (1 - inner**2) * (drop < 0.5))
-    )

@@ -17,6 +17,8 @@ BOTTOMS = ("trousers", "shorts", "skirt")
 PATTERNS = ("plain", "band", "vest")
 
 _SKIN = ((246, 212, 184), (232, 184, 150), (208, 156, 118), (168, 116, 80), (124, 82, 56), (92, 58, 40))
+_EYES = ((92, 56, 30), (60, 110, 170), (60, 130, 70), (40, 34, 34))
+_LIPS = ((196, 88, 88), (226, 104, 110), (190, 44, 60))
 _HAIR = ((34, 26, 24), (70, 44, 28), (120, 72, 36), (206, 160, 84), (168, 64, 34), (110, 110, 116))
 
 
@@ -36,6 +38,7 @@ class Character:
     bottom_kind: str
     shoes: Colour
     eyes: Colour
+    lips: Colour = (200, 84, 88)
 
 
 def random_character(rng: np.random.Generator) -> Character:
@@ -55,7 +58,8 @@ def random_character(rng: np.random.Generator) -> Character:
         bottom=bottom,
         bottom_kind=str(rng.choice(BOTTOMS, p=[0.5, 0.2, 0.3])),
         shoes=_cloth(rng, rng.random(), dark=rng.random() < 0.6),
-        eyes=_near(rng, (70, 60, 50), 30),
+        eyes=_EYES[int(rng.integers(len(_EYES)))],
+        lips=_near(rng, _LIPS[int(rng.integers(len(_LIPS)))], 8),
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from xdyna.data.synthetic.body import Figure, place
 from xdyna.data.synthetic.character import Character, random_character
 from xdyna.data.synthetic.figure import Shape, paint
-from xdyna.data.synthetic.motion import Motion, random_motion
+from xdyna.data.synthetic.framing import Camera, check_framings, random_camera
+from xdyna.data.synthetic.motion import Motion, calmed, random_motion
 from xdyna.data.synthetic.scenes import SCENES, build_scene
 from xdyna.errors import UserError, near_matches
 from xdyna.preprocess.tracks import Tracks
@@ -30,7 +31,8 @@ class World:
         size_wh: (width, height) of the frames, pixels.
         fps: frames per second.
         scenes: kinds of scenes, drawn with equal chance.
-        full_body: share of clips that show the whole body; the others show it from the hips up.
+        framings: shares of clips that show the person `full`, `half` (from the thighs up) or as a `bust` (the face
+            at least a third of the frame's height); only their ratios count, and what is left out does not occur.
         energy: how strongly people move, 1 being lively.
     """
 
@@ -38,23 +40,14 @@ class World:
     size_wh: tuple[int, int] = (64, 96)
     fps: float = 12.0
     scenes: tuple[str, ...] = tuple(SCENES)
-    full_body: float = 0.85
+    framings: Mapping[str, float] = field(default_factory=lambda: {"full": 0.5, "half": 0.2, "bust": 0.3})
     energy: float = 1.0
 
     def __post_init__(self) -> None:
+        check_framings(self.framings)
         for name in self.scenes:
             if name not in SCENES:
                 raise UserError(f"unknown scene {name!r}{near_matches(name, SCENES)}")
-
-
-@dataclass(frozen=True)
-class Camera:
-    """The stage in the frame: where its middle stands (fraction of the width), the ground and a body's height
-    (fractions of the frame's height)."""
-
-    middle: float
-    ground: float
-    body: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,15 +81,11 @@ class Clip:
 def clip_spec(world: World, index: int) -> ClipSpec:
     """Clip number `index` of a world."""
     rng = np.random.default_rng([world.seed, index])
-    full = rng.random() < world.full_body
-    if full:
-        camera = Camera(rng.uniform(0.44, 0.56), rng.uniform(0.945, 0.975), rng.uniform(0.72, 0.8))
-    else:
-        camera = Camera(rng.uniform(0.46, 0.54), rng.uniform(1.65, 1.75), rng.uniform(1.35, 1.5))
+    character = random_character(rng)
     return ClipSpec(
-        character=random_character(rng),
+        character=character,
         motion=random_motion(rng, energy=world.energy),
-        camera=camera,
+        camera=random_camera(rng, world.framings, character.body),
         scene=str(rng.choice(world.scenes)),
         scene_key=(world.seed, index, 1),
     )
@@ -111,8 +100,9 @@ def render(spec: ClipSpec, times_s: NDArray[np.float64], size_wh: tuple[int, int
         size_wh: (width, height), pixels.
         fps: what the tracks call the rate of the frames.
     """
-    now = place(spec.character.body, spec.motion, times_s)
-    before = place(spec.character.body, spec.motion, times_s - TRAIL_S)
+    motion = calmed(spec.motion, spec.camera.travel)
+    now = place(spec.character.body, motion, times_s)
+    before = place(spec.character.body, motion, times_s - TRAIL_S)
     fine = max(1, round(192 / size_wh[1]))  # small pictures are drawn larger and averaged
     shapes = paint(spec.character, now, before, layers=3 if size_wh[1] <= 192 else 8)
     to_pixels = _Projection(spec.camera, size_wh)

@@ -223,12 +223,12 @@ def _hair(painter: Painter, character: Character, figure: Figure) -> None:
         return
     fringe = [
         [1.04, 0.15],
-        [0.93, -0.2],
-        [0.7, -0.48],
-        [0.3, -0.6],
-        [-0.25, -0.56],
-        [-0.7, -0.42],
-        [-0.93, -0.2],
+        [0.93, -0.25],
+        [0.72, -0.56],
+        [0.3, -0.72],
+        [-0.25, -0.68],
+        [-0.72, -0.52],
+        [-0.93, -0.25],
         [-1.04, 0.15],
     ]
     painter.blob(_local(figure, character.body, np.concatenate([arc, fringe]), depth=0.05), character.hair, 0.02)
@@ -236,20 +236,34 @@ def _hair(painter: Painter, character: Character, figure: Figure) -> None:
 
 def _features(painter: Painter, character: Character, figure: Figure) -> None:
     body, face = character.body, figure.face
-    dark = shade(character.hair if character.hair_style != "cap" else (60, 44, 36), -0.25)
+    down = figure.head_axes[:, None, 1] * body.head_ry
+    dark = shade(character.hair if character.hair_style != "cap" else (60, 44, 36), -0.3)
     for start in (36, 42):
-        lids = face[:, start : start + 6]
-        painter.polygon(lids, (246, 246, 244))
-        middle = lids.mean(1, keepdims=True)
-        opening = np.linalg.norm(lids[:, 1] - lids[:, 5], axis=-1)[:, None, None] / body.head_ry
-        iris = _ring(9)[None] * [0.085 * body.head_rx, 0] + _ring(9)[None] * [0, 1] * opening * 0.5 * body.head_ry
-        painter.polygon(middle + iris, character.eyes)
-        upper = lids[:, [0, 1, 2, 3]]
-        painter.polygon(np.concatenate([upper, upper[:, ::-1] - [0, 0.035 * body.head_ry]], 1), (40, 30, 28))
+        _eye(painter, character, figure, face[:, start : start + 6])
     for start in (17, 22):
         brow = face[:, start : start + 5]
-        painter.polygon(np.concatenate([brow, brow[:, ::-1] - [0, 0.075 * body.head_ry]], 1), dark)
+        painter.polygon(np.concatenate([brow + 0.045 * down, brow[:, ::-1] - 0.065 * down], 1), dark)
     painter.polygon(face[:, [27, 35, 34, 33]], shade(character.skin, -0.14))
-    painter.polygon(face[:, [31, 33, 35]] + [0, 0.01 * body.head_ry], shade(character.skin, -0.3))
-    painter.polygon(face[:, 48:60], shade((190, 80, 84), 0.1))
-    painter.polygon(face[:, 60:68], (92, 26, 34))
+    painter.polygon(face[:, [31, 33, 35]] + 0.02 * down, shade(character.skin, -0.36))
+    painter.polygon(face[:, 48:60], character.lips)
+    painter.polygon(face[:, 60:68], (84, 18, 28))
+    upper, lower = face[:, 60:65], face[:, [60, 67, 66, 65, 64]]
+    painter.polygon(np.concatenate([upper, (0.68 * upper + 0.32 * lower)[:, ::-1]], 1), (248, 246, 240))
+
+
+def _eye(painter: Painter, character: Character, figure: Figure, lids: FloatArray) -> None:
+    """White, iris with pupil, and a dark upper lid, of lids [F, 6, 2]."""
+    body = character.body
+    painter.polygon(lids, (250, 250, 248))
+    middle = lids.mean(1, keepdims=True)
+    axes = figure.head_axes[:, None]
+    half = np.linalg.norm(lids[:, 1] - lids[:, 5], axis=-1)[:, None, None] / 2
+    width = 0.115 * body.head_rx * body.face.eyes
+    for size, colour in ((1.0, character.eyes), (0.55, (16, 12, 12))):
+        ring = _ring(9)[None] * size
+        tall = np.minimum(half, size * 0.15 * body.head_ry)  # a wide open eye shows white above and below
+        across, down = ring[..., :1] * width, ring[..., 1:] / size * tall
+        painter.polygon(middle + across * axes[:, :, 0] + down * axes[:, :, 1], colour)
+    upper = lids[:, [0, 1, 2, 3]]
+    line = figure.head_axes[:, None, 1] * (0.065 * body.head_ry)
+    painter.polygon(np.concatenate([upper + 0.3 * line, upper[:, ::-1] - line], 1), (40, 26, 26))

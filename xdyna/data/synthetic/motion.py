@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from xdyna.data.synthetic.expression import Expression, between_keys, random_expression
 
 FloatArray = NDArray[np.float64]
 
@@ -16,8 +18,9 @@ PARAMETERS = (
     "sway_x", "dip", "jump", "lean", "yaw", "tilt", "head_tilt", "head_turn",
     "right_arm_a", "right_arm_b", "right_arm_z", "left_arm_a", "left_arm_b", "left_arm_z",
     "right_foot_x", "right_foot_lift", "left_foot_x", "left_foot_lift",
-    "mouth_open", "smile", "brow",
 )  # fmt: skip
+#: What carries the body about.
+TRAVEL = ("sway_x", "dip", "jump", "lean", "right_foot_lift", "left_foot_lift")
 COLUMN = {name: index for index, name in enumerate(PARAMETERS)}
 
 #: (a, b) of one arm: hanging, relaxed, hand on hip, out to the side, raised from the elbow, half up, straight up,
@@ -37,30 +40,28 @@ class Motion:
         beat_s: seconds per beat.
         phase_s: time within the dance at t = 0, seconds.
         bounce: how far the hips sink between beats, body heights.
-        blink_s: seconds between blinks.
+        expression: the face's play, at its own pace.
     """
 
     keys: FloatArray
     beat_s: float
     phase_s: float
     bounce: float
-    blink_s: float
+    expression: Expression
 
     def __call__(self, times_s: FloatArray) -> FloatArray:
         """Poses [F, P] at the given times [F]."""
         beats = (np.asarray(times_s, np.float64) + self.phase_s) / self.beat_s
-        index = np.floor(beats).astype(int)
-        along = beats - index
-        weight = (along**2 * (3 - 2 * along))[:, None]
-        count = len(self.keys)
-        poses = self.keys[index % count] * (1 - weight) + self.keys[(index + 1) % count] * weight
-        poses[:, COLUMN["dip"]] += self.bounce * np.sin(np.pi * along) ** 2
-        return np.asarray(poses)
+        poses = between_keys(self.keys, beats)
+        poses[:, COLUMN["dip"]] += self.bounce * np.sin(np.pi * beats) ** 2
+        return poses
 
-    def eye_open(self, times_s: FloatArray) -> FloatArray:
-        """Openness of the eyes [F], 0 (shut) to 1."""
-        since = (np.asarray(times_s, np.float64) + self.phase_s) % self.blink_s
-        return np.asarray(1 - np.exp(-(((since - 0.5 * self.blink_s) / 0.07) ** 2)))
+
+def calmed(motion: Motion, travel: float) -> Motion:
+    """The same dance with sway, dips, jumps, leaning and steps scaled by `travel`; arms and head move as before."""
+    keys = motion.keys.copy()
+    keys[:, [COLUMN[name] for name in TRAVEL]] *= travel
+    return replace(motion, keys=keys, bounce=motion.bounce * travel)
 
 
 def random_motion(rng: np.random.Generator, *, energy: float = 1.0) -> Motion:
@@ -73,7 +74,7 @@ def random_motion(rng: np.random.Generator, *, energy: float = 1.0) -> Motion:
         beat_s=beat_s,
         phase_s=float(rng.uniform(0, count * beat_s)),
         bounce=float(rng.uniform(0.0, 0.03) * energy),
-        blink_s=float(rng.uniform(1.5, 3.5)),
+        expression=random_expression(rng),
     )
 
 
@@ -92,9 +93,6 @@ def _key_pose(rng: np.random.Generator, energy: float) -> FloatArray:
         tilt=rng.normal(0, 0.05) * energy,
         head_tilt=rng.normal(0, 0.08),
         head_turn=float(np.clip(rng.normal(0, 0.25), -0.6, 0.6)),
-        mouth_open=max(0.0, rng.normal(0.1, 0.4)),
-        smile=rng.uniform(0, 1),
-        brow=rng.uniform(-0.5, 1),
     )
     _arms(rng, pose)
     _feet(rng, pose, energy)
