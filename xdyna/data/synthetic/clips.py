@@ -34,6 +34,8 @@ class World:
         framings: shares of clips that show the person `full`, `half` (from the thighs up) or as a `bust` (the face
             at least a third of the frame's height); only their ratios count, and what is left out does not occur.
         energy: how strongly people move, 1 being lively.
+        loop_s: above 0, every scene repeats exactly after this many seconds, and direction and speed of its motion are
+            fixed by its kind; 0, they vary and do not repeat.
     """
 
     seed: int = 0
@@ -42,9 +44,12 @@ class World:
     scenes: tuple[str, ...] = tuple(SCENES)
     framings: Mapping[str, float] = field(default_factory=lambda: {"full": 0.5, "half": 0.2, "bust": 0.3})
     energy: float = 1.0
+    loop_s: float = 0.0
 
     def __post_init__(self) -> None:
         check_framings(self.framings)
+        if not 0 <= self.loop_s < float("inf"):
+            raise UserError(f"loop_s is {self.loop_s}, wanted seconds, 0 for scenes that do not repeat")
         for name in self.scenes:
             if name not in SCENES:
                 raise UserError(f"unknown scene {name!r}{near_matches(name, SCENES)}")
@@ -59,6 +64,7 @@ class ClipSpec:
     camera: Camera
     scene: str
     scene_key: tuple[int, ...]
+    loop_s: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +94,7 @@ def clip_spec(world: World, index: int) -> ClipSpec:
         camera=random_camera(rng, world.framings, character.body),
         scene=str(rng.choice(world.scenes)),
         scene_key=(world.seed, index, 1),
+        loop_s=world.loop_s,
     )
 
 
@@ -106,7 +113,7 @@ def render(spec: ClipSpec, times_s: NDArray[np.float64], size_wh: tuple[int, int
     fine = max(1, round(192 / size_wh[1]))  # small pictures are drawn larger and averaged
     shapes = paint(spec.character, now, before, layers=3 if size_wh[1] <= 192 else 8)
     to_pixels = _Projection(spec.camera, size_wh)
-    scene = build_scene(spec.scene, np.random.default_rng(spec.scene_key), size_wh)
+    scene = build_scene(spec.scene, np.random.default_rng(spec.scene_key), size_wh, spec.loop_s)
     frames = np.empty((len(times_s), size_wh[1], size_wh[0], 3), np.uint8)
     masks = np.empty(frames.shape[:3], np.uint8)
     figures = _draw_figures(shapes, to_pixels, size_wh, fine, len(times_s))
