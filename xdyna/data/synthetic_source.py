@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -20,6 +21,9 @@ SPAN_S = 6.0  # moments of a clip are drawn from its first seconds
 class SyntheticSource:
     """Endless clips of a synthetic world; clip number n of the world is sample number n.
 
+    In a world whose scenes repeat, the reference of consecutive frames shows the scene exactly one frame before the
+    first driving frame, a whole number of loops away: the motion goes on from the reference while the dance does not.
+
     Args:
         world: what is drawn.
         frames: driving frames per sample.
@@ -27,7 +31,7 @@ class SyntheticSource:
         face: face maps of the clip's own frames, none, or those of another person's face.
     """
 
-    num_clips = None
+    num_clips: int | None = None
 
     def __init__(self, world: World, *, frames: int, consecutive: bool = True, face: Face = False) -> None:
         if frames < 1:
@@ -57,11 +61,24 @@ class SyntheticSource:
     def times_s(self, index: int) -> NDArray[np.float64]:
         """The moments of sample `index`: [1+F] seconds, the reference's first."""
         rng = np.random.default_rng([self.world.seed, index, 3])
-        if self.consecutive:
-            driving = rng.uniform(0, SPAN_S) + np.arange(self.frames) / self.world.fps
+        if not self.consecutive:
+            return np.roll(rng.uniform(0, SPAN_S, self.frames + 1), 1)
+        start_s = rng.uniform(0, SPAN_S)
+        before_s = start_s - 1 / self.world.fps
+        if self.world.loop_s > 0:
+            reference_s = before_s - self.world.loop_s * self._loops(before_s, rng)
         else:
-            driving = rng.uniform(0, SPAN_S, self.frames)
-        return np.concatenate([rng.uniform(0, SPAN_S, 1), driving])
+            reference_s = rng.uniform(0, SPAN_S)
+        return np.concatenate([[reference_s], start_s + np.arange(self.frames) / self.world.fps])
+
+    def _loops(self, moment_s: float, rng: np.random.Generator) -> int:
+        """How many whole loops of the scene to step back (or, negative, on) within the span.
+
+        The scene then looks the same as at `moment_s` while the dance is elsewhere. 0 only where the span has no room.
+        """
+        least = math.ceil((moment_s - SPAN_S) / self.world.loop_s)
+        most = math.floor(moment_s / self.world.loop_s)
+        return int(rng.choice([loops for loops in range(least, most + 1) if loops] or [0]))
 
     def _face_maps(self, spec: ClipSpec, clip: Clip, times_s: NDArray[np.float64], index: int) -> NDArray[np.uint8]:
         """uint8 [1+F, H, W, 6]."""

@@ -1,0 +1,98 @@
+"""Clips of the drawn world as samples: what they hold, and where the reference comes from."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from xdyna.data.source import ClipSource, TrainingClip, draw_batch, stack
+from xdyna.data.synthetic.clips import World, clip_spec, render
+from xdyna.data.synthetic_source import SPAN_S, SyntheticSource
+
+WORLD = World(seed=5, size_wh=(32, 48))
+
+
+def test_a_sample_is_a_function_of_its_number() -> None:
+    source = SyntheticSource(WORLD, frames=3, face=True)
+    again = pickle.loads(pickle.dumps(source))  # noqa: S301 - our own bytes: workers get sources this way
+    assert isinstance(source, ClipSource)
+    one, other = source.draw(7), again.draw(7)
+    assert one.frames.shape == (4, 48, 32, 3)
+    assert one.masks.shape == (4, 48, 32)
+    assert one.face_maps is not None
+    assert one.face_maps.shape == (4, 48, 32, 6)
+    for name in ("frames", "masks", "pose_maps", "face_maps"):
+        assert (getattr(one, name) == getattr(other, name)).all()
+    assert (one.frames != source.draw(8).frames).any()
+    assert source.draw(7).name == "synthetic 7"
+
+
+def test_maps_and_masks_belong_to_the_frames() -> None:
+    source = SyntheticSource(WORLD, frames=2)
+    clip = source.draw(1)
+    drawn = render(clip_spec(WORLD, 1), source.times_s(1), WORLD.size_wh, WORLD.fps)
+    assert (clip.frames == drawn.frames).all()
+    assert (clip.masks == drawn.masks).all()
+    assert clip.face_maps is None
+    shown = clip.pose_maps.max(-1) > 100
+    assert shown.any()
+    assert clip.masks[shown].mean() > 200  # limbs lie on the person
+
+
+def test_consecutive_frames_follow_each_other_and_others_do_not() -> None:
+    times_s = SyntheticSource(WORLD, frames=6).times_s(3)
+    np.testing.assert_allclose(np.diff(times_s[1:]), 1 / WORLD.fps)
+    times_s = SyntheticSource(WORLD, frames=6, consecutive=False).times_s(3)
+    assert (times_s < SPAN_S).all()
+    assert np.abs(np.diff(times_s) - 1 / WORLD.fps).min() > 1e-3
+
+
+def test_in_a_looping_world_the_scene_goes_on_from_the_reference() -> None:
+    world = World(seed=5, size_wh=(32, 48), loop_s=2.0)
+    source = SyntheticSource(world, frames=4)
+    num_same = 0
+    for index in range(40):
+        reference_s, first_s = source.times_s(index)[:2]
+        loops = (first_s - 1 / world.fps - reference_s) / world.loop_s
+        assert loops == pytest.approx(round(loops), abs=1e-9)
+        assert -1e-9 <= reference_s < SPAN_S or round(loops) == 0
+        num_same += round(loops) == 0
+    assert num_same == 0  # six seconds have room for another loop
+    clip = source.draw(0)
+    before = source.times_s(0)[1] - 1 / world.fps
+    shown = render(clip_spec(world, 0), np.asarray([before]), world.size_wh, world.fps)
+    nobody = np.maximum(clip.masks[0], shown.masks[0])[: 48 // 2] == 0  # above the shadow
+    difference = np.abs(clip.frames[0].astype(int) - shown.frames[0])[: 48 // 2][nobody]
+    assert nobody.any()
+    assert difference.max() <= 1
+
+
+def test_fingerprints_tell_worlds_apart() -> None:
+    prints = {SyntheticSource(world, frames=f).fingerprint for world in (WORLD, World(seed=6)) for f in (2, 3)}
+    assert len(prints) == 4
+    assert SyntheticSource(WORLD, frames=2).fingerprint in prints
+
+
+def test_a_batch_keeps_names_and_numbers() -> None:
+    batch = draw_batch(SyntheticSource(WORLD, frames=2), [4, 9])
+    assert batch.names == ("synthetic 4", "synthetic 9")
+    assert batch.indices.tolist() == [4, 9]
+    assert batch.frames.shape == (2, 3, 48, 32, 3)
+    assert len(batch) == 2
+
+
+def test_clips_of_other_sizes_do_not_go_into_one_batch() -> None:
+    small = SyntheticSource(WORLD, frames=2).draw(0)
+    large = SyntheticSource(World(size_wh=(48, 48)), frames=2).draw(0)
+    with pytest.raises(ValueError, match=r"synthetic 0 has frames \(3, 48, 48, 3\).*wanted clips that fit one batch"):
+        stack([0, 1], [small, large])
+
+
+def test_arrays_that_do_not_belong_together_are_refused() -> None:
+    frames, masks = np.zeros((3, 8, 8, 3), np.uint8), np.zeros((3, 8, 8), np.uint8)
+    with pytest.raises(ValueError, match=r"x: pose_maps have shape \(2, 8, 8, 3\), wanted \(3, 8, 8, 3\)"):
+        TrainingClip("x", frames, masks, frames[:2], None, False)
+    with pytest.raises(ValueError, match="x: masks are float64, wanted uint8"):
+        TrainingClip("x", frames, masks.astype(float), frames, None, False)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"wanted \[1\+F, H, W, 3\]"):
+        TrainingClip("x", frames[:1], masks[:1], frames[:1], None, False)
