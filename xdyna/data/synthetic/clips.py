@@ -14,7 +14,7 @@ from xdyna.data.synthetic.character import Character, random_character
 from xdyna.data.synthetic.figure import Shape, paint
 from xdyna.data.synthetic.framing import Camera, check_framings, random_camera
 from xdyna.data.synthetic.motion import Motion, calmed, random_motion
-from xdyna.data.synthetic.scenes import SCENES, build_scene
+from xdyna.data.synthetic.scenes import SCENES, Scene, build_scene
 from xdyna.errors import UserError, near_matches
 from xdyna.preprocess.tracks import Tracks
 
@@ -36,6 +36,7 @@ class World:
         energy: how strongly people move, 1 being lively.
         loop_s: above 0, every scene repeats exactly after this many seconds, and direction and speed of its motion are
             fixed by its kind; 0, they vary and do not repeat.
+        scene_only: share of clips that show the scene alone, without a person.
     """
 
     seed: int = 0
@@ -45,11 +46,14 @@ class World:
     framings: Mapping[str, float] = field(default_factory=lambda: {"full": 0.5, "half": 0.2, "bust": 0.3})
     energy: float = 1.0
     loop_s: float = 0.0
+    scene_only: float = 0.0
 
     def __post_init__(self) -> None:
         check_framings(self.framings)
         if not 0 <= self.loop_s < float("inf"):
             raise UserError(f"loop_s is {self.loop_s}, wanted seconds, 0 for scenes that do not repeat")
+        if not 0 <= self.scene_only <= 1:
+            raise UserError(f"scene_only is {self.scene_only}, wanted the share of clips without a person, 0 to 1")
         for name in self.scenes:
             if name not in SCENES:
                 raise UserError(f"unknown scene {name!r}{near_matches(name, SCENES)}")
@@ -65,6 +69,7 @@ class ClipSpec:
     scene: str
     scene_key: tuple[int, ...]
     loop_s: float = 0.0
+    person: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +78,8 @@ class Clip:
 
     Attributes:
         frames: uint8 RGB [F, H, W, 3].
-        masks: uint8 [F, H, W], how much of each pixel the person covers, 0..255.
-        tracks: joints, hands and face points in pixels of these frames.
+        masks: uint8 [F, H, W], how much of each pixel the person covers, 0..255; all 0 where there is no person.
+        tracks: joints, hands and face points in pixels of these frames; all of confidence 0 where there is no person.
         expression: float32 [F, 4]: mouth opening, smile, brow height, eye opening.
     """
 
@@ -95,6 +100,7 @@ def clip_spec(world: World, index: int) -> ClipSpec:
         scene=str(rng.choice(world.scenes)),
         scene_key=(world.seed, index, 1),
         loop_s=world.loop_s,
+        person=bool(np.random.default_rng([world.seed, index, 2]).random() >= world.scene_only),
     )
 
 
@@ -107,13 +113,15 @@ def render(spec: ClipSpec, times_s: NDArray[np.float64], size_wh: tuple[int, int
         size_wh: (width, height), pixels.
         fps: what the tracks call the rate of the frames.
     """
+    scene = build_scene(spec.scene, np.random.default_rng(spec.scene_key), size_wh, spec.loop_s)
+    if not spec.person:
+        return _scene_alone(scene, times_s, size_wh, fps)
     motion = calmed(spec.motion, spec.camera.travel)
     now = place(spec.character.body, motion, times_s)
     before = place(spec.character.body, motion, times_s - TRAIL_S)
     fine = max(1, round(192 / size_wh[1]))  # small pictures are drawn larger and averaged
     shapes = paint(spec.character, now, before, layers=3 if size_wh[1] <= 192 else 8)
     to_pixels = _Projection(spec.camera, size_wh)
-    scene = build_scene(spec.scene, np.random.default_rng(spec.scene_key), size_wh, spec.loop_s)
     frames = np.empty((len(times_s), size_wh[1], size_wh[0], 3), np.uint8)
     masks = np.empty(frames.shape[:3], np.uint8)
     figures = _draw_figures(shapes, to_pixels, size_wh, fine, len(times_s))
@@ -126,6 +134,13 @@ def render(spec: ClipSpec, times_s: NDArray[np.float64], size_wh: tuple[int, int
         through = cv2.merge([255 - masks[index]] * 3)
         frames[index] = cv2.add(cv2.multiply(backdrop, through, scale=1 / 255), np.ascontiguousarray(figure[..., :3]))
     return Clip(frames, masks, _tracks(now, to_pixels, size_wh, fps), now.expression.astype(np.float32))
+
+
+def _scene_alone(scene: Scene, times_s: NDArray[np.float64], size_wh: tuple[int, int], fps: float) -> Clip:
+    frames = np.stack([scene(float(time_s)) for time_s in times_s])
+    count = len(frames)
+    masks, expression = np.zeros(frames.shape[:3], np.uint8), np.zeros((count, 4), np.float32)
+    return Clip(frames, masks, Tracks.empty(count, size_wh, fps), expression)
 
 
 def render_index(world: World, index: int, num_frames: int) -> Clip:
