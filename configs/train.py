@@ -21,6 +21,8 @@ class WorldConfig(Config):
     scenes: tuple[str, ...] = ("studio", "sea", "waterfall", "fire", "meadow")
     framings: dict[Literal["full", "half", "bust"], float] = {"full": 0.5, "half": 0.2, "bust": 0.3}
     energy: float = Field(1.0, ge=0)
+    loop_s: float = Field(0.0, ge=0)
+    scene_only: float = Field(0.0, ge=0, le=1)
 
 
 class TrainConfig(Config):
