@@ -28,8 +28,9 @@ class Codec:
 
 
 _CODECS = {
-    # Without macroblock-tree rate control: with it 4 of 130 encodings of one clip had other bytes, without it 0 of 170.
-    # Why is not known.
+    # Without macroblock-tree rate control, at the price of larger files (+43 % for examples/dance.mp4): x264's AVX-512
+    # code for the tree takes 8 macroblocks at a time, so unless the width is a multiple of 128 pixels it reads past the
+    # last row, in memory that was never written, and now and then the bytes differ.
     "h264": Codec("libx264", {"crf": "17", "preset": "medium", "x264-params": "mbtree=0"}),
     # x265 prints to stderr past FFmpeg's log, and its thread pool changes the bytes: both are switched off.
     "h265": Codec(

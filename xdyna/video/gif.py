@@ -35,8 +35,7 @@ class GifSink:
         self._graph = _palette_graph(size_wh, fps)
 
     def write(self, frame: Image) -> None:
-        pixels = np.ascontiguousarray(frame)
-        picture = VideoFrame.from_ndarray(pixels, format="rgb24")
+        picture = VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture.pts = self._num_frames
         picture.time_base = 1 / self._fps
         self._graph.push(picture)

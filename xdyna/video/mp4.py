@@ -52,8 +52,7 @@ class Mp4Sink:
             raise
 
     def write(self, frame: Image) -> None:
-        pixels = _even(frame)
-        picture = VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+        picture = VideoFrame.from_ndarray(_even(frame), format="rgb24").reformat(
             format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG
         )
         picture.pts = self._num_frames

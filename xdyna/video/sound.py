@@ -110,8 +110,7 @@ class SoundTrack:
         return samples[:, :num_samples]
 
     def _encode(self, samples: Samples) -> None:
-        values = np.ascontiguousarray(samples)
-        frame = AudioFrame.from_ndarray(values, format="fltp", layout=self._layout)
+        frame = AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=self._layout)
         frame.sample_rate = self.rate
         frame.time_base = Fraction(1, self.rate)
         frame.pts = self._num_written
