@@ -51,7 +51,7 @@ class SyntheticSource:
             masks=clip.masks,
             pose_maps=np.stack(list(draw_pose_maps(clip.tracks, self.world.size_wh))),
             face_maps=self._face_maps(spec, clip, times_s, index) if self.face else None,
-            is_scene=False,
+            is_scene=not spec.person,
         )
 
     def check(self) -> list[str]:
