@@ -174,8 +174,9 @@ def _burst(image: Image, middle: Floats, reach: float, life: float, colour: Floa
     lit = np.zeros(patch.shape[:2], np.uint8)
     origin = middle - [left, top] - 0.5
     inner, outer = (origin + rays * reach * part for part in (max(0.0, spread - 0.3), spread))
-    for near, far in zip((inner * 16).astype(int).tolist(), (outer * 16).astype(int).tolist(), strict=True):
-        cv2.line(lit, near, far, 110, max(1, round(size)), cv2.LINE_AA, 4)
+    segments = (np.stack([inner, outer], 1) * 16).astype(np.int32)
+    cv2.polylines(lit, list(segments), False, 110, max(1, round(size)), cv2.LINE_AA, 4)
+    for _, far in segments.tolist():
         cv2.circle(lit, far, round(size * 16), 255, -1, cv2.LINE_AA, 4)
     cover = (lit.astype(np.float32) * (glow / 255))[..., None]
     patch[:] = to_image(patch + cover * (tone - patch))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
@@ -76,32 +78,31 @@ def grass(rng: np.random.Generator, size_wh: tuple[int, int], clock: Clock) -> S
     blade = hsv(rng.uniform(0.13, 0.36), rng.uniform(0.45, 0.8), rng.uniform(0.55, 0.8))
     ridge = FIELD + 0.02 + 0.03 * np.sin(2 * np.pi * (x * rng.uniform(0.6, 1.4) + rng.random()))
     picture = wide(column(height, [(0, sky), (FIELD, low), (1, low)]), width)
-    picture = np.where((y > ridge)[..., None], blade * 0.45, picture).astype(np.float32)
-    backdrop = to_image(picture)
-    rows = slice(int(FIELD * height), height)
+    picture = np.where((y > ridge)[..., None], blade * (0.36 + 0.2 * y)[..., None], picture).astype(np.float32)
     margin = int(np.ceil(0.1 * height))
-    layers = [_row_of_grass(rng, size_wh, y[rows], margin, part, blade) for part in np.linspace(0, 1, ROWS)]
+    layers = [_row_of_grass(rng, size_wh, margin, part, blade) for part in np.linspace(0, 1, ROWS)]
+    backdrop = to_image(picture)
+    field = slice(layers[0].rows.start, layers[-1].rows.stop)
     blown, gusts = clock.cycles(1.0), _gusts(rng, clock.repeat)
     at = np.arange(len(gusts)) * (clock.repeat / len(gusts))
     columns = np.arange(width, dtype=np.float32)[None] + margin
-    map_y = np.repeat(np.arange(len(y[rows]), dtype=np.float32)[:, None], width, axis=1)
 
     def paint(time_s: float) -> Image:
-        field = picture[rows]
-        for number, (blades, reach) in enumerate(layers):
+        grown = picture.copy()
+        for number, layer in enumerate(layers):
             wind = np.interp(0.75 * x[0] - 0.1 * number - blown(time_s), at, gusts, period=clock.repeat)[None]
-            bend = reach * (0.3 + wind)
-            now = cv2.remap(blades, (columns - bend * 0.05 * height).astype(np.float32), map_y, cv2.INTER_LINEAR)
-            shine = (1 + 0.3 * wind * np.sqrt(reach))[..., None]
-            field = field * (1 - now[..., 3:]) + now[..., :3] * shine
+            bend = (layer.reach * (0.3 + wind)).astype(np.float32)
+            now = cv2.remap(layer.blades, columns - bend * (0.05 * height), layer.map_y, cv2.INTER_LINEAR)
+            shine = (1 + 0.3 * wind * np.sqrt(layer.reach)).astype(np.float32)[..., None]
+            grown[layer.rows] = grown[layer.rows] * (1 - now[..., 3:]) + now[..., :3] * shine
         image = backdrop.copy()
-        image[rows] = to_image(field)
+        image[field] = to_image(grown[field])
         return image
 
     moving = np.zeros((height, width), np.float32)
-    for blades, reach in layers:
-        shown = blades[..., 3].max(1)[:, None]
-        moving[rows] = np.where(reach > 0, np.maximum(moving[rows], shown), moving[rows] * (1 - shown))
+    for layer in layers:
+        shown = layer.blades[..., 3].max(1)[:, None] * (layer.reach > 0)
+        moving[layer.rows] = np.maximum(moving[layer.rows], shown)
     return Scene(paint, moving)
 
 
@@ -112,29 +113,31 @@ def _gusts(rng: np.random.Generator, repeat: int) -> Floats:
     return np.asarray(2 * periodic_noise(rng, (2 * repeat, 1), (64 * repeat, 1), 1)[0] - 1)
 
 
-def _row_of_grass(
-    rng: np.random.Generator, size_wh: tuple[int, int], y: Floats, margin: int, part: float, colour: Floats
-) -> tuple[Floats, Floats]:
-    """One row of blades, standing straight: the farthest (part 0) to the nearest (part 1).
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """One row of blades, standing straight.
 
-    Args:
-        rng: where blades stand and how they look.
-        size_wh: of the frame, pixels.
-        y: [R, 1] the rows that are drawn, as fractions of the frame's height.
-        margin: columns drawn beyond either side of the frame, pixels.
-        part: which row.
-        colour: RGB of the grass, 0..255.
-    Returns:
-        premultiplied RGBA [R, W + 2 margin, 4], colours 0..255, cover 0..1; and how far each row of it bends [R, 1],
-        0 (roots and below) to 1 (tips).
+    Attributes:
+        rows: of the frame, from the longest blade's tip to the roots.
+        blades: premultiplied RGBA [R, W + 2 margin, 4], colours 0..255, cover 0..1.
+        reach: [R, 1] how far each row of pixels bends, 0 (roots) to 1 (tips).
+        map_y: [R, W] the rows of `blades`.
     """
+
+    rows: slice
+    blades: Floats
+    reach: Floats
+    map_y: Floats
+
+
+def _row_of_grass(rng: np.random.Generator, size_wh: tuple[int, int], margin: int, part: float, colour: Floats) -> _Row:
+    """The farthest row (part 0) to the nearest (part 1), drawn `margin` pixels beyond either side of the frame."""
     width, height = size_wh
     base, length = FIELD + 0.10 + 0.36 * part, 0.10 + 0.10 * part
     fine = 3
-    canvas = np.zeros((len(y) * fine, (width + 2 * margin) * fine, 4), np.uint8)
-    top, scale = float(y[0, 0]) - 0.5 / height, height * fine
-    ground = np.clip(colour * (0.42 + 0.1 * part), 0, 255)
-    canvas[round((base - 0.02 - top) * scale) :] = [*ground, 255]
+    rows = slice(int((base - length) * height), int(np.ceil(base * height)))
+    count_rows = rows.stop - rows.start
+    canvas = np.zeros((count_rows * fine, (width + 2 * margin) * fine, 4), np.uint8)
     step = 0.018 + 0.014 * part  # between blades, as a fraction of the frame's height
     count = int((width + 2 * margin) / (height * step)) + 1
     tones = periodic_noise(rng, (max(4, count // 6), 1), (count, 1))[0]
@@ -142,9 +145,14 @@ def _row_of_grass(
         left = (blade + rng.uniform(-0.3, 0.3)) * step
         tip = base - length * rng.uniform(0.65, 1.0)
         lean = rng.uniform(-0.2, 0.2) * length
-        points = np.asarray([[left - 0.6 * step, base], [left + lean, tip], [left + 0.6 * step, base]]) - [0, top]
+        points = np.asarray([[left - 0.6 * step, base], [left + lean, tip], [left + 0.6 * step, base]]) * height
+        points = np.round((points - [0, rows.start]) * fine * 16).astype(np.int32)
         shade = np.clip(colour * (0.55 + 0.75 * tones[blade] + rng.uniform(-0.1, 0.1)), 0, 255)
-        cv2.fillPoly(canvas, [np.round(points * scale * 16).astype(np.int32)], (*shade.tolist(), 255), cv2.LINE_AA, 4)
-    small = cv2.resize(canvas, (width + 2 * margin, len(y)), interpolation=cv2.INTER_AREA).astype(np.float32)
-    small[..., 3] /= 255
-    return small, np.clip((base - y) / length, 0, 1).astype(np.float32) ** 1.5
+        cv2.fillPoly(canvas, [points], (*shade.tolist(), 255), cv2.LINE_AA, 4)
+    blades = cv2.resize(canvas, (width + 2 * margin, count_rows), interpolation=cv2.INTER_AREA).astype(np.float32)
+    blades[..., 3] /= 255
+    y = (np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + 0.5) / height
+    up = np.clip((base - y) / length, 0, 1)
+    blades *= np.minimum(up * 3, 1)[..., None]  # the roots are lost in the dark
+    map_y = np.repeat(np.arange(count_rows, dtype=np.float32)[:, None], width, axis=1)
+    return _Row(rows, blades, up**1.5, map_y)
