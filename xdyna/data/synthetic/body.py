@@ -50,29 +50,40 @@ class Body:
 
 
 @dataclass(frozen=True, eq=False)
-class Figure:
-    """A person over F frames in body heights: x to the right of the stage's middle, y down, the ground at y = 0.
+class Trunk:
+    """Where a person's trunk, head and legs are over F frames, in body heights.
+
+    x counts to the right from the stage's middle, y down; the ground is at y = 0.
 
     Attributes:
-        joints: [F, 18, 2] in OpenPose order.
-        hands: [F, 2, 21, 2] left hand, right hand; wrist first, thumb to little finger.
-        face: [F, 68, 2].
+        joints: [F, 18, 2] in OpenPose order; of a bare trunk only neck, shoulders, hips, knees and ankles.
         head: [F, 2] the head's centre.
         head_axes: [F, 2, 2] the head's unit vectors to the image's right and down.
         hips: [F, 2] the middle of the hips.
-        yaw: [F] how far the body is turned, radians.
+        yaw: [F] how far the body is turned, radians; positive to the image's right.
         head_yaw: [F] how far the head is turned, radians.
-        expression: [F, 4] mouth opening, smile, brow height, eye opening.
     """
 
     joints: FloatArray
-    hands: FloatArray
-    face: FloatArray
     head: FloatArray
     head_axes: FloatArray
     hips: FloatArray
     yaw: FloatArray
     head_yaw: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Figure(Trunk):
+    """The whole person; all 18 joints are filled.
+
+    Attributes:
+        hands: [F, 2, 21, 2] left hand, right hand; wrist first, thumb to little finger.
+        face: [F, 68, 2].
+        expression: [F, 4] mouth opening, smile, brow height, eye opening.
+    """
+
+    hands: FloatArray
+    face: FloatArray
     expression: FloatArray
 
 
@@ -96,13 +107,10 @@ def random_body(rng: np.random.Generator) -> Body:
     )
 
 
-def place(body: Body, motion: Motion, times_s: FloatArray) -> Figure:
-    """The person at the given times [F]."""
+def stand(body: Body, motion: Motion, times_s: FloatArray) -> Trunk:
+    """Trunk, head and legs at the given times [F]."""
     pose = motion(times_s)
-
-    def column(name: str) -> FloatArray:
-        return np.asarray(pose[:, COLUMN[name]])
-
+    column = _columns(pose)
     yaw = column("yaw")
     hips = np.stack([column("sway_x"), column("dip") - column("jump") - body.hip_height], -1)
     up = _direction(column("lean"))  # [F, 2], pointing up
@@ -110,34 +118,46 @@ def place(body: Body, motion: Motion, times_s: FloatArray) -> Figure:
     across = _turn(np.stack([np.ones_like(yaw), np.zeros_like(yaw)], -1), column("tilt") + 0.5 * column("lean"))
     joints = np.zeros((len(pose), 18, 2))
     joints[:, 1] = neck
-    hands = np.zeros((len(pose), 2, 21, 2))
     for sign, side, first, leg_first in ((-1, "right", 2, 8), (1, "left", 5, 11)):
         width = np.cos(yaw)[:, None] * across * sign
         joints[:, first] = neck + width * body.shoulder + up * -0.012
-        _arm(joints, hands, first, sign, column, side, body, 0.5 * column("lean"))
         joints[:, leg_first] = hips + width * body.hip
         _leg(joints, leg_first, sign, column, side, body)
-    head_angle = column("head_tilt") + 0.5 * column("lean")
-    down = -_direction(head_angle)
+    down = -_direction(column("head_tilt") + 0.5 * column("lean"))
     head = neck - down * (body.neck + body.head_ry * 0.9)
     axes = np.stack([np.stack([down[:, 1], -down[:, 0]], -1), down], 1)
-    head_yaw = np.clip(column("head_turn") + 0.7 * yaw, -0.9, 0.9)
+    head_yaw = np.clip(column("head_turn") + 0.7 * yaw, -0.75, 0.75)
+    return Trunk(joints, head, axes, hips, yaw, head_yaw)
+
+
+def place(body: Body, motion: Motion, times_s: FloatArray) -> Figure:
+    """The person at the given times [F]."""
+    trunk = stand(body, motion, times_s)
+    column = _columns(motion(times_s))
+    joints, count = trunk.joints, len(trunk.joints)
+    hands = np.zeros((count, 2, 21, 2))
+    for sign, side, first in ((-1, "right", 2), (1, "left", 5)):
+        _arm(joints, hands, first, sign, column, side, body, 0.5 * column("lean"))
     expression = motion.expression(times_s)
-    figure = Figure(joints, hands, np.zeros((len(pose), 68, 2)), head, axes, hips, yaw, head_yaw, expression)
-    figure.face[:] = on_head(figure, body, face_points(expression, body.face))
-    joints[:, [0, 14, 15, 16, 17]] = on_head(figure, body, np.broadcast_to(_HEAD_JOINTS, (len(pose), 5, 3)))
-    return figure
+    face = on_head(trunk, body, face_points(expression, body.face))
+    joints[:, [0, 14, 15, 16, 17]] = on_head(trunk, body, np.broadcast_to(_HEAD_JOINTS, (count, 5, 3)))
+    return Figure(**vars(trunk), hands=hands, face=face, expression=expression)
 
 
-def on_head(figure: Figure, body: Body, local: FloatArray) -> FloatArray:
+def _columns(pose: FloatArray) -> Callable[[str], FloatArray]:
+    """Access to the columns of a pose [F, P] by name."""
+    return lambda name: np.asarray(pose[:, COLUMN[name]])
+
+
+def on_head(trunk: Trunk, body: Body, local: FloatArray) -> FloatArray:
     """Points given on the head, [F, N, 3] in head radii (x right, y down, z to the camera), as [F, N, 2] on the stage.
 
     Turning the head moves near points sideways and squeezes the far cheek, as a ball's surface does.
     """
-    yaw = figure.head_yaw[:, None]
+    yaw = trunk.head_yaw[:, None]
     across = local[..., 0] * np.cos(yaw) + local[..., 2] * np.sin(yaw) * 0.75
     offset = np.stack([across * body.head_rx, local[..., 1] * body.head_ry], -1)
-    return np.asarray(figure.head[:, None] + np.einsum("fnk,fkd->fnd", offset, figure.head_axes))
+    return np.asarray(trunk.head[:, None] + np.einsum("fnk,fkd->fnd", offset, trunk.head_axes))
 
 
 def _direction(angle: FloatArray) -> FloatArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,20 +11,25 @@ from xdyna.data.synthetic.body import Body, random_body
 
 Colour = tuple[int, int, int]
 
-HAIR_STYLES = ("short", "long", "bun", "cap")
+HAIR_STYLES = ("short", "bun", "long", "ponytail", "pigtails")  # the last three swing
+HATS = ("none", "cap", "beanie", "brim")
 SLEEVES = ("none", "short", "long")
-BOTTOMS = ("trousers", "shorts", "skirt")
-PATTERNS = ("plain", "band", "vest")
+#: Kinds of skirts and how far down the leg their hem is; a dress has the top's colour.
+SKIRTS = {"skirt": 0.36, "dress": 0.5}
+BOTTOMS = ("trousers", "shorts", *SKIRTS)
+PATTERNS = ("plain", "band", "vest", "stripes", "dots")
 
 _SKIN = ((246, 212, 184), (232, 184, 150), (208, 156, 118), (168, 116, 80), (124, 82, 56), (92, 58, 40))
 _EYES = ((92, 56, 30), (60, 110, 170), (60, 130, 70), (40, 34, 34))
 _LIPS = ((196, 88, 88), (226, 104, 110), (190, 44, 60))
-_HAIR = ((34, 26, 24), (70, 44, 28), (120, 72, 36), (206, 160, 84), (168, 64, 34), (110, 110, 116))
+_HAIR = (
+    (34, 26, 24), (70, 44, 28), (128, 76, 36), (224, 178, 88), (190, 70, 30), (196, 196, 204), (214, 90, 150)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Character:
-    """One person's body, colours (RGB, 0..255) and clothes."""
+    """One person's body, colours (RGB, 0..255) and clothes; `hair_length` in body heights, of hair that swings."""
 
     body: Body
     skin: Colour
@@ -39,27 +44,51 @@ class Character:
     shoes: Colour
     eyes: Colour
     lips: Colour = (200, 84, 88)
+    hair_length: float = 0.2
+    hat: str = "none"
+    hat_colour: Colour = (200, 60, 60)
+    cape: Colour | None = None
 
 
 def random_character(rng: np.random.Generator) -> Character:
     """A person with bold clothes whose top and bottom differ clearly in colour."""
     hue = rng.random()
     top = _cloth(rng, hue)
+    bottom_kind = str(rng.choice(BOTTOMS, p=[0.4, 0.15, 0.25, 0.2]))
     bottom = _cloth(rng, hue + rng.uniform(0.25, 0.75), dark=rng.random() < 0.5)
-    return Character(
+    person = Character(
         body=random_body(rng),
-        skin=_near(rng, _SKIN[int(rng.integers(len(_SKIN)))], 8),
-        hair=_near(rng, _HAIR[int(rng.integers(len(_HAIR)))], 8),
-        hair_style=str(rng.choice(HAIR_STYLES, p=[0.35, 0.3, 0.2, 0.15])),
+        skin=(0, 0, 0),
+        hair=(0, 0, 0),
+        hair_style="short",
         top=top,
         trim=_cloth(rng, hue + rng.uniform(0.3, 0.7)),
-        sleeve=str(rng.choice(SLEEVES, p=[0.2, 0.4, 0.4])),
-        pattern=str(rng.choice(PATTERNS, p=[0.6, 0.2, 0.2])),
-        bottom=bottom,
-        bottom_kind=str(rng.choice(BOTTOMS, p=[0.5, 0.2, 0.3])),
+        sleeve=str(rng.choice(SLEEVES, p=[0.25, 0.4, 0.35])),
+        pattern=str(rng.choice(PATTERNS, p=[0.4, 0.12, 0.12, 0.18, 0.18])),
+        bottom=top if bottom_kind == "dress" else bottom,
+        bottom_kind=bottom_kind,
         shoes=_cloth(rng, rng.random(), dark=rng.random() < 0.6),
+        eyes=(0, 0, 0),
+        cape=_cloth(rng, hue + rng.uniform(0.35, 0.65), dark=rng.random() < 0.5) if rng.random() < 0.15 else None,
+    )
+    return other_head(person, rng)
+
+
+def other_head(person: Character, rng: np.random.Generator) -> Character:
+    """The same body in the same clothes with another head: its shape, face, skin, hair and hat."""
+    new = random_body(rng)
+    hat = str(rng.choice(HATS, p=[0.79, 0.07, 0.07, 0.07]))
+    return replace(
+        person,
+        body=replace(person.body, head_rx=new.head_rx, head_ry=new.head_ry, face=new.face),
+        skin=_near(rng, _SKIN[int(rng.integers(len(_SKIN)))], 8),
+        hair=_near(rng, _HAIR[int(rng.integers(len(_HAIR)))], 8),
+        hair_style=str(rng.choice(HAIR_STYLES, p=[0.25, 0.1, 0.25, 0.2, 0.2])),
+        hair_length=float(rng.uniform(0.16, 0.26)),
         eyes=_EYES[int(rng.integers(len(_EYES)))],
         lips=_near(rng, _LIPS[int(rng.integers(len(_LIPS)))], 8),
+        hat=hat,
+        hat_colour=_cloth(rng, rng.random()),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from xdyna.data.synthetic.body import Figure, place
 from xdyna.data.synthetic.character import Character, random_character
-from xdyna.data.synthetic.figure import Shape, paint
+from xdyna.data.synthetic.figure import paint
 from xdyna.data.synthetic.framing import Camera, check_framings, random_camera
 from xdyna.data.synthetic.motion import Motion, calmed, random_motion
+from xdyna.data.synthetic.raster import Projection, draw_figures
 from xdyna.data.synthetic.scenes import SCENES, Scene, build_scene
+from xdyna.data.synthetic.soft import swing
 from xdyna.errors import UserError, near_matches
 from xdyna.preprocess.tracks import Tracks
-
-TRAIL_S = 0.12  # loose hair and skirts show where the body was this long ago
-_BITS = 4  # fractional bits of the coordinates handed to OpenCV
 
 
 @dataclass(frozen=True)
@@ -118,13 +117,13 @@ def render(spec: ClipSpec, times_s: NDArray[np.float64], size_wh: tuple[int, int
         return _scene_alone(scene, times_s, size_wh, fps)
     motion = calmed(spec.motion, spec.camera.travel)
     now = place(spec.character.body, motion, times_s)
-    before = place(spec.character.body, motion, times_s - TRAIL_S)
+    loose = swing(spec.character, motion, times_s)
     fine = max(1, round(192 / size_wh[1]))  # small pictures are drawn larger and averaged
-    shapes = paint(spec.character, now, before, layers=3 if size_wh[1] <= 192 else 8)
-    to_pixels = _Projection(spec.camera, size_wh)
+    shapes = paint(spec.character, now, loose, layers=3 if size_wh[1] <= 192 else 8)
+    to_pixels = Projection(spec.camera, size_wh)
     frames = np.empty((len(times_s), size_wh[1], size_wh[0], 3), np.uint8)
     masks = np.empty(frames.shape[:3], np.uint8)
-    figures = _draw_figures(shapes, to_pixels, size_wh, fine, len(times_s))
+    figures = draw_figures(shapes, to_pixels, fine, len(times_s))
     shadows = _shadows(now, to_pixels)
     for index, (figure, time_s) in enumerate(zip(figures, times_s, strict=True)):
         backdrop = scene(float(time_s))
@@ -153,46 +152,7 @@ def dressed_as(motion: ClipSpec, looks: ClipSpec) -> ClipSpec:
     return replace(looks, motion=motion.motion)
 
 
-@dataclass(frozen=True)
-class _Projection:
-    camera: Camera
-    size_wh: tuple[int, int]
-
-    @property
-    def scale_px(self) -> float:
-        return self.camera.body * self.size_wh[1]
-
-    @property
-    def ground_px(self) -> float:
-        return self.camera.ground * self.size_wh[1]
-
-    def __call__(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Stage [..., 2] -> pixels, origin at the frame's top left corner."""
-        return points * self.scale_px + [self.camera.middle * self.size_wh[0], self.ground_px]
-
-
-def _draw_figures(
-    shapes: list[Shape], to_pixels: _Projection, size_wh: tuple[int, int], fine: int, num_frames: int
-) -> Iterator[NDArray[np.uint8]]:
-    """Premultiplied RGBA pictures [H, W, 4] of the person alone, frame by frame."""
-    width, height = size_wh
-    canvas = np.empty((height * fine, width * fine, 4), np.uint8)
-    # OpenCV's coordinates count from the middle of the first pixel.
-    polygons = [
-        (
-            np.round((to_pixels(shape.points) * fine - 0.5) * (1 << _BITS)).astype(np.int32, order="C"),
-            (*shape.colour, 255),
-        )
-        for shape in shapes
-    ]
-    for index in range(num_frames):
-        canvas[:] = 0
-        for points, colour in polygons:
-            cv2.fillPoly(canvas, [points[index]], colour, cv2.LINE_AA, _BITS)
-        yield cv2.resize(canvas, size_wh, interpolation=cv2.INTER_AREA) if fine > 1 else canvas
-
-
-def _shadows(figure: Figure, to_pixels: _Projection) -> NDArray[np.float64]:
+def _shadows(figure: Figure, to_pixels: Projection) -> NDArray[np.float64]:
     """The shadow's middle (x, y) and half axes, pixels: [F, 4]."""
     feet = figure.joints[:, [10, 13], 0]
     half = np.maximum(np.ptp(feet, axis=1) / 2 + 0.07, 0.09)
@@ -210,7 +170,7 @@ def _cast_shadow(image: NDArray[np.uint8], shadow: NDArray[np.float64]) -> None:
     image[top:bottom] = (image[top:bottom] * dark).astype(np.uint8)
 
 
-def _tracks(figure: Figure, to_pixels: _Projection, size_wh: tuple[int, int], fps: float) -> Tracks:
+def _tracks(figure: Figure, to_pixels: Projection, size_wh: tuple[int, int], fps: float) -> Tracks:
     def pixels(points: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         found = to_pixels(points)
         inside = np.asarray(((found >= 0) & (found <= size_wh)).all(-1))

@@ -1,173 +1,171 @@
-"""The drawing of a person: an ordered list of filled polygons, computed for all frames of a clip at once."""
+"""The drawing of a person: cape, legs, clothes, head and arms from back to front."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xdyna.data.synthetic.body import Body, Figure, on_head
-from xdyna.data.synthetic.character import Character, Colour, shade
+from xdyna.data.synthetic.body import Figure
+from xdyna.data.synthetic.character import SKIRTS, Character, shade
+from xdyna.data.synthetic.head import back_hair, front_hair, head
+from xdyna.data.synthetic.painter import Painter, Shape, ring
+from xdyna.data.synthetic.soft import Soft
 
 FloatArray = NDArray[np.float64]
 
-#: The light comes from the upper left: towards it, in the image.
-LIGHT = np.asarray([-0.62, -0.78])
-_HALF = np.linspace(-np.pi / 2, np.pi / 2, 7)
+TURNED = 0.55  # radians of yaw from which the farther arm is behind the trunk
 
 
-@dataclass(frozen=True, eq=False)
-class Shape:
-    """A filled polygon over F frames: points [F, N, 2] on the stage (body heights), one RGB colour."""
-
-    points: FloatArray
-    colour: Colour
-
-
-class Painter:
-    """Collects shapes from back to front.
-
-    Args:
-        layers: tones per rounded part (1 flat, more for a smoother roundness in large pictures).
-    """
-
-    def __init__(self, layers: int) -> None:
-        self.layers = layers
-        self.shapes: list[Shape] = []
-
-    def polygon(self, points: FloatArray, colour: Colour) -> None:
-        """A flat polygon [F, N, 2]."""
-        self.shapes.append(Shape(points, colour))
-
-    def limb(self, start: FloatArray, end: FloatArray, radius: tuple[float, float], colour: Colour) -> None:
-        """A tapered, rounded limb from start [F, 2] to end [F, 2], lit from `LIGHT`."""
-        for size, tone in self._tones():
-            shift = LIGHT * (1 - size) * 0.8
-            self.polygon(
-                _capsule(start + shift * radius[0], end + shift * radius[1], radius[0] * size, radius[1] * size),
-                shade(colour, tone),
-            )
-
-    def blob(self, points: FloatArray, colour: Colour, depth: float) -> None:
-        """A rounded polygon [F, N, 2]; `depth` is how far (body heights) its tones are shifted towards the light."""
-        middle = points.mean(1, keepdims=True)
-        for size, tone in self._tones():
-            self.polygon(middle + (points - middle) * size + LIGHT * (1 - size) * depth, shade(colour, tone))
-
-    def _tones(self) -> list[tuple[float, float]]:
-        if self.layers == 1:
-            return [(1.0, 0.0)]
-        along = np.linspace(0, 1, self.layers)
-        return [(float(1 - 0.72 * u), float(-0.26 + 0.36 * u)) for u in along]
-
-
-def paint(character: Character, now: Figure, before: Figure, layers: int) -> list[Shape]:
+def paint(character: Character, figure: Figure, soft: Soft, layers: int) -> list[Shape]:
     """The person's shapes from back to front.
 
     Args:
         character: who is drawn.
-        now: the person at the frames' times.
-        before: the same a moment earlier: loose hair and skirts trail behind the body.
+        figure: the person at the frames' times.
+        soft: hair, cape and hem at the same times.
         layers: tones per rounded part.
     """
     painter = Painter(layers)
-    _back_hair(painter, character, now, before)
-    _legs(painter, character, now)
-    _torso(painter, character, now)
-    if character.bottom_kind == "skirt":
-        _skirt(painter, character, now, before)
-    painter.limb(now.joints[:, 1] + [0, 0.02], now.head, (0.034, 0.032), shade(character.skin, -0.12))
-    _head(painter, character, now)
-    for first in (2, 5):
-        _arm(painter, character, now, first)
-    return painter.shapes
-
-
-def _capsule(start: FloatArray, end: FloatArray, start_radius: float, end_radius: float) -> FloatArray:
-    """Outline [F, 14, 2] of two discs and what lies between them."""
-    axis = end - start
-    axis = axis / np.maximum(np.linalg.norm(axis, axis=-1, keepdims=True), 1e-6)
-    side = np.stack([-axis[:, 1], axis[:, 0]], -1)
-    along, across = np.cos(_HALF)[:, None], np.sin(_HALF)[:, None]
-    far = end[:, None] + end_radius * (axis[:, None] * along + side[:, None] * across)
-    near = start[:, None] - start_radius * (axis[:, None] * along + side[:, None] * across)
-    return np.concatenate([far, near], 1)
-
-
-def _ring(count: int, start: float = 0.0, stop: float = 2 * np.pi) -> FloatArray:
-    turn = np.linspace(start, stop, count)
-    return np.stack([np.cos(turn), np.sin(turn)], -1)
-
-
-def _local(figure: Figure, body: Body, points: FloatArray, depth: float = 0.0) -> FloatArray:
-    """Points [N, 2] in head radii -> [F, N, 2] on the stage."""
-    spots = np.concatenate([points, np.full((len(points), 1), depth)], -1)
-    return on_head(figure, body, np.broadcast_to(spots, (len(figure.head), *spots.shape)))
+    if character.cape and soft.cape is not None:
+        _cape_back(painter, character.cape, figure, soft.cape)
+    back_hair(painter, character, figure, soft.hair)
+    behind = {2: figure.yaw < -TURNED, 5: figure.yaw > TURNED}  # by the arm's first joint
+    for first, hidden in behind.items():
+        painter.shown = hidden
+        _arm(painter, character, figure, first)
+    _legs(painter, character, figure)
+    _torso(painter, character, figure)
+    if soft.hem is not None:
+        _skirt(painter, character, figure, soft.hem)
+    if character.cape:
+        _cape_collar(painter, character.cape, figure)
+    painter.limb(figure.joints[:, 1] + [0, 0.02], figure.head, (0.034, 0.032), shade(character.skin, -0.12))
+    front_hair(painter, character, soft.hair)
+    head(painter, character, figure)
+    for first, hidden in behind.items():
+        painter.shown = ~hidden
+        _arm(painter, character, figure, first)
+    return painter.finish()
 
 
 def _legs(painter: Painter, character: Character, figure: Figure) -> None:
+    """Both legs; the one that is farther from the camera first."""
+    right_far = figure.yaw < 0
+    for hip, sign, shown in ((11, 1, ~right_far), (8, -1, None), (11, 1, right_far)):
+        painter.shown = shown
+        _leg(painter, character, figure, hip, sign)
+    painter.shown = None
+
+
+def _leg(painter: Painter, character: Character, figure: Figure, hip: int, sign: int) -> None:
     girth = character.body.girth
-    for hip, sign in ((8, -1), (11, 1)):
-        hip_xy, knee, ankle = (figure.joints[:, hip + k] for k in range(3))
-        toe = ankle + np.stack([sign * 0.022 + 0.02 * np.sin(figure.yaw), np.full(len(ankle), 0.024)], -1)
-        thigh_colour = character.skin if character.bottom_kind == "skirt" else character.bottom
-        shin_colour = character.bottom if character.bottom_kind == "trousers" else character.skin
-        painter.limb(knee, ankle, (0.032 * girth, 0.021 * girth), shin_colour)
-        painter.limb(ankle + np.asarray([0, 0.008]), toe, (0.021, 0.019), character.shoes)
-        painter.limb(hip_xy, knee, (0.047 * girth, 0.034 * girth), thigh_colour)
+    hip_xy, knee, ankle = (figure.joints[:, hip + k] for k in range(3))
+    ahead = 0.022 * sign * np.cos(figure.yaw) + 0.045 * np.sin(figure.yaw)
+    toe = ankle + np.stack([ahead, np.full(len(ankle), 0.024)], -1)
+    bare = character.bottom_kind in SKIRTS
+    for start, end, radius, cloth in (
+        (knee, ankle, (0.032, 0.021), character.bottom_kind == "trousers"),
+        (hip_xy, knee, (0.047, 0.034), not bare),
+    ):
+        painter.limb(start, end, (radius[0] * girth, radius[1] * girth), character.bottom if cloth else character.skin)
+        if end is ankle:
+            painter.limb(ankle + np.asarray([0, 0.008]), toe, (0.021, 0.019), character.shoes)
 
 
-def _torso(painter: Painter, character: Character, figure: Figure) -> None:
-    body, joints = character.body, figure.joints
-    right, left, neck = joints[:, 2], joints[:, 5], joints[:, 1]
-    hip_right, hip_left = joints[:, 8], joints[:, 11]
-    across = (left - right) / 2
-    up = neck - figure.hips
-    hip_across = (hip_left - hip_right) / 2
-    girth = body.girth
-    thick = np.stack([np.full(len(up), 0.036 * girth), np.zeros(len(up))], -1)
+class _Chest:
+    """Outline of the trunk, and places on it by height (0 hips .. 1 neck)."""
 
-    def outline(low: float) -> FloatArray:
-        """The torso from the shoulders down to `low` (0 hips .. 1 neck)."""
-        waist = figure.hips + up * 0.38
-        base = figure.hips + up * low
+    def __init__(self, character: Character, figure: Figure) -> None:
+        joints = figure.joints
+        self.right, self.left, self.neck, self.hips = joints[:, 2], joints[:, 5], joints[:, 1], figure.hips
+        self.across = (self.left - self.right) / 2
+        self.up = self.neck - self.hips
+        self.hip_across = (joints[:, 11] - joints[:, 8]) / 2
+        deep = 0.036 * character.body.girth * (1 + 0.35 * np.sin(figure.yaw) ** 2)
+        self.thick = np.stack([deep, np.zeros(len(deep))], -1)
+
+    def outline(self, low: float) -> FloatArray:
+        """The trunk from the shoulders down to a height: [F, 10, 2]."""
+        across, up, neck = self.across, self.up, self.neck
+        waist, base = self.hips + up * 0.38, self.hips + up * low
+        waist_half, base_half = self.hip_across * 0.75 + self.thick * 1.15, self.hip_across + self.thick
         corners = [
-            neck + across * -0.35 + up * 0.045, neck + across * -0.8 + up * 0.015, right - across * 0.12 - up * 0.06,
-            waist - hip_across * 0.75 - thick * 1.15, base - hip_across - thick, base + hip_across + thick,
-            waist + hip_across * 0.75 + thick * 1.15, left + across * 0.12 - up * 0.06,
+            neck + across * -0.35 + up * 0.045, neck + across * -0.8 + up * 0.015,
+            self.right - across * 0.12 - up * 0.06, waist - waist_half, base - base_half, base + base_half,
+            waist + waist_half, self.left + across * 0.12 - up * 0.06,
             neck + across * 0.8 + up * 0.015, neck + across * 0.35 + up * 0.045,
         ]  # fmt: skip
         return np.stack(corners, 1)
 
-    painter.blob(outline(-0.12), character.bottom, 0.03)
-    painter.blob(outline(0.06), character.top, 0.03)
-    middle = neck * 0.5 + figure.hips * 0.5
-    if character.pattern == "band":
-        low, high = middle - up * 0.06, middle + up * 0.12
-        wide = across * 0.72 + thick * 0.35
-        painter.polygon(np.stack([low - wide, low + wide, high + wide, high - wide], 1), character.trim)
-    elif character.pattern == "vest":
-        wide, top, low = across * 0.3, neck - up * 0.02, figure.hips + up * 0.06
-        painter.polygon(np.stack([top - wide, top + wide, low + wide * 0.7, low - wide * 0.7], 1), character.trim)
-    collar = _ring(7, 0, np.pi) * [0.036, 0.03]
-    painter.polygon(neck[:, None] + collar[None] + up[:, None] * 0.04, character.skin)
+    def half(self, height: float) -> FloatArray:
+        """Half the breadth at a height: [F, 2]."""
+        chest = 1.12 * self.across
+        waist = self.hip_across * 0.75 + self.thick * 1.15
+        base = self.hip_across + self.thick
+        if height < 0.38:
+            return np.asarray(base + (waist - base) * (height / 0.38))
+        return np.asarray(waist + (chest - waist) * min(1.0, (height - 0.38) / 0.56))
+
+    def bar(self, low: float, high: float) -> FloatArray:
+        """The part of the trunk between two heights: [F, 4, 2]."""
+        corners = []
+        for height, sign in ((low, -1), (low, 1), (high, 1), (high, -1)):
+            corners.append(self.hips + self.up * height + sign * self.half(height))
+        return np.stack(corners, 1)
 
 
-def _skirt(painter: Painter, character: Character, now: Figure, before: Figure) -> None:
-    """From the waist to above the knees; the hem follows the knees of a moment ago."""
-    hips = now.hips
-    up = now.joints[:, 1] - hips
-    half = (now.joints[:, 11] - now.joints[:, 8]) / 2
-    thick = np.stack([np.full(len(hips), 0.036 * character.body.girth), np.zeros(len(hips))], -1)
-    waist = hips + up * 0.16
-    drift = 0.55 * (before.hips - now.hips)
-    right = now.joints[:, 8] * 0.25 + now.joints[:, 9] * 0.75 + [-0.05, 0.0] + drift
-    left = now.joints[:, 11] * 0.25 + now.joints[:, 12] * 0.75 + [0.05, 0.0] + drift
-    bottom = (right + left) / 2 + [0, 0.012]
-    points = [waist - half * 0.8 - thick, waist + half * 0.8 + thick, hips + half * 1.15 + thick * 1.2, left, bottom,
-              right, hips - half * 1.15 - thick * 1.2]  # fmt: skip
-    painter.blob(np.stack(points, 1), character.bottom, 0.04)
+def _torso(painter: Painter, character: Character, figure: Figure) -> None:
+    chest = _Chest(character, figure)
+    painter.blob(chest.outline(-0.12), character.bottom, 0.03)
+    painter.blob(chest.outline(0.06), character.top, 0.03)
+    _pattern(painter, character, chest)
+    collar = ring(7, 0, np.pi) * [0.036, 0.03]
+    painter.polygon(chest.neck[:, None] + collar + chest.up[:, None] * 0.04, character.skin)
+
+
+def _pattern(painter: Painter, character: Character, chest: _Chest) -> None:
+    trim = character.trim
+    bars = {"band": ((0.44, 0.64),), "stripes": ((0.14, 0.27), (0.42, 0.55), (0.70, 0.83))}
+    for low, high in bars.get(character.pattern, ()):
+        painter.polygon(chest.bar(low, high), trim)
+    if character.pattern == "vest":
+        wide, top, bottom = chest.across * 0.3, chest.neck - chest.up * 0.02, chest.hips + chest.up * 0.06
+        painter.polygon(np.stack([top - wide, top + wide, bottom + wide * 0.7, bottom - wide * 0.7], 1), trim)
+    elif character.pattern == "dots":
+        spot = ring(8) * 0.019
+        for height, places in ((0.78, (-0.55, 0.0, 0.55)), (0.52, (-0.4, 0.4)), (0.26, (-0.6, 0.0, 0.6))):
+            for place in places:
+                middle = chest.hips + chest.up * height + chest.half(height) * place
+                painter.polygon(middle[:, None] + spot, trim)
+
+
+def _skirt(painter: Painter, character: Character, figure: Figure, hem: FloatArray) -> None:
+    """From the waist to the swinging hem, with a border of the trim's colour."""
+    chest = _Chest(character, figure)
+    waist, half = chest.hips + chest.up * 0.16, chest.half(0.16)
+    wide = chest.hip_across * 1.15 + chest.thick * 1.25
+    top = np.stack([chest.hips + wide, waist + half, waist - half, chest.hips - wide], 1)
+    painter.blob(np.concatenate([hem, top], 1), character.bottom, 0.04)
+    if character.pattern != "plain":
+        inner = hem + 0.13 * (chest.hips[:, None] - hem)
+        painter.polygon(np.concatenate([hem, inner[:, ::-1]], 1), character.trim)
+
+
+def _cape_back(painter: Painter, colour: tuple[int, int, int], figure: Figure, edges: FloatArray) -> None:
+    """The cloth behind the body, wider below."""
+    flare = np.linspace(0, 1, edges.shape[2])[:, None] * [0.075, 0.0]
+    left, right = edges[:, 0] - flare, edges[:, 1] + flare
+    neck = figure.joints[:, 1:2] + [0, -0.015]
+    painter.blob(np.concatenate([neck, right, left[:, ::-1]], 1), shade(colour, -0.1), 0.03)
+
+
+def _cape_collar(painter: Painter, colour: tuple[int, int, int], figure: Figure) -> None:
+    """Where the cape lies on the shoulders, and its knot."""
+    neck = figure.joints[:, 1]
+    for shoulder in (figure.joints[:, 2], figure.joints[:, 5]):
+        wedge = np.asarray([[0, 0.035], [0, -0.02], [0, -0.03], [0, 0]]) + np.stack([neck, neck, shoulder, shoulder], 1)
+        painter.polygon(wedge, colour)
+    painter.polygon(neck[:, None] + [0, 0.03] + ring(8) * 0.016, shade(colour, -0.35))
 
 
 def _arm(painter: Painter, character: Character, figure: Figure, first: int) -> None:
@@ -179,91 +177,9 @@ def _arm(painter: Painter, character: Character, figure: Figure, first: int) -> 
     if painter.layers > 2:
         for finger in range(5):
             painter.limb(palm, hand[:, 4 + 4 * finger], (0.009, 0.0065), character.skin)
-    lower = character.top if character.sleeve == "long" else character.skin
-    painter.limb(elbow, wrist, (0.026 * girth, 0.019 * girth), lower)
-    upper = character.skin if character.sleeve == "none" else character.top
-    painter.limb(shoulder, elbow, (0.035 * girth, 0.027 * girth), upper)
-
-
-def _back_hair(painter: Painter, character: Character, now: Figure, before: Figure) -> None:
-    body = character.body
-    if character.hair_style == "long":
-        top = _local(now, body, _ring(9, np.pi, 2 * np.pi) * [1.18, 1.12] + [0, -0.1])
-        trail = 0.9 * (before.head - now.head)[:, None]
-        ends = _local(
-            now, body, np.asarray([[1.25, 0.9], [1.1, 1.9], [0.4, 2.1], [-0.4, 2.1], [-1.1, 1.9], [-1.25, 0.9]])
-        )
-        weight = np.asarray([0.4, 1, 1, 1, 1, 0.4])[:, None]
-        painter.polygon(np.concatenate([top, ends + trail * weight], 1), shade(character.hair, -0.2))
-    elif character.hair_style == "bun":
-        knot = _local(now, body, _ring(11) * [0.5, 0.42] + [0, -1.25], depth=-0.3)
-        painter.blob(knot, character.hair, 0.02)
-
-
-def _head(painter: Painter, character: Character, figure: Figure) -> None:
-    body, face = character.body, figure.face
-    for sign in (-1, 1):
-        ear = _local(figure, body, _ring(8) * [0.14, 0.2] + [sign * 0.98, 0.02])
-        painter.polygon(ear, shade(character.skin, -0.18))
-    skull = _local(figure, body, _ring(16, np.pi * 0.98, 2.02 * np.pi) * [0.97, 1.0])
-    jaw = face[:, 16::-1]
-    painter.blob(np.concatenate([skull, jaw], 1), character.skin, 0.022)
-    _hair(painter, character, figure)
-    _features(painter, character, figure)
-
-
-def _hair(painter: Painter, character: Character, figure: Figure) -> None:
-    """Hair (or a cap) over the skull, leaving the forehead free."""
-    arc = _ring(13, np.pi * 1.0, 2 * np.pi) * [1.06, 1.13]
-    if character.hair_style == "cap":
-        points = np.concatenate([arc * [1.02, 1.05] + [0, -0.12], [[1.0, -0.38], [0, -0.44], [-1.0, -0.38]]])
-        painter.blob(_local(figure, character.body, points, depth=0.1), character.trim, 0.02)
-        brim = np.asarray([[-0.8, -0.50], [0.8, -0.50], [0.95, -0.34], [0, -0.26], [-0.95, -0.34]])
-        painter.polygon(_local(figure, character.body, brim, depth=0.75), shade(character.trim, -0.3))
-        return
-    fringe = [
-        [1.04, 0.15],
-        [0.93, -0.25],
-        [0.72, -0.56],
-        [0.3, -0.72],
-        [-0.25, -0.68],
-        [-0.72, -0.52],
-        [-0.93, -0.25],
-        [-1.04, 0.15],
-    ]
-    painter.blob(_local(figure, character.body, np.concatenate([arc, fringe]), depth=0.05), character.hair, 0.02)
-
-
-def _features(painter: Painter, character: Character, figure: Figure) -> None:
-    body, face = character.body, figure.face
-    down = figure.head_axes[:, None, 1] * body.head_ry
-    dark = shade(character.hair if character.hair_style != "cap" else (60, 44, 36), -0.3)
-    for start in (36, 42):
-        _eye(painter, character, figure, face[:, start : start + 6])
-    for start in (17, 22):
-        brow = face[:, start : start + 5]
-        painter.polygon(np.concatenate([brow + 0.045 * down, brow[:, ::-1] - 0.065 * down], 1), dark)
-    painter.polygon(face[:, [27, 35, 34, 33]], shade(character.skin, -0.14))
-    painter.polygon(face[:, [31, 33, 35]] + 0.02 * down, shade(character.skin, -0.36))
-    painter.polygon(face[:, 48:60], character.lips)
-    painter.polygon(face[:, 60:68], (84, 18, 28))
-    upper, lower = face[:, 60:65], face[:, [60, 67, 66, 65, 64]]
-    painter.polygon(np.concatenate([upper, (0.68 * upper + 0.32 * lower)[:, ::-1]], 1), (248, 246, 240))
-
-
-def _eye(painter: Painter, character: Character, figure: Figure, lids: FloatArray) -> None:
-    """White, iris with pupil, and a dark upper lid, of lids [F, 6, 2]."""
-    body = character.body
-    painter.polygon(lids, (250, 250, 248))
-    middle = lids.mean(1, keepdims=True)
-    axes = figure.head_axes[:, None]
-    half = np.linalg.norm(lids[:, 1] - lids[:, 5], axis=-1)[:, None, None] / 2
-    width = 0.115 * body.head_rx * body.face.eyes
-    for size, colour in ((1.0, character.eyes), (0.55, (16, 12, 12))):
-        ring = _ring(9)[None] * size
-        tall = np.minimum(half, size * 0.15 * body.head_ry)  # a wide open eye shows white above and below
-        across, down = ring[..., :1] * width, ring[..., 1:] / size * tall
-        painter.polygon(middle + across * axes[:, :, 0] + down * axes[:, :, 1], colour)
-    upper = lids[:, [0, 1, 2, 3]]
-    line = figure.head_axes[:, None, 1] * (0.065 * body.head_ry)
-    painter.polygon(np.concatenate([upper + 0.3 * line, upper[:, ::-1] - line], 1), (40, 26, 26))
+    for start, end, radius, cloth in (
+        (elbow, wrist, (0.026, 0.019), character.sleeve == "long"),
+        (shoulder, elbow, (0.035, 0.027), character.sleeve != "none"),
+    ):
+        painter.limb(start, end, (radius[0] * girth, radius[1] * girth), character.top if cloth else character.skin)
+    painter.shown = None
