@@ -487,10 +487,11 @@ def test_checkpoints_that_cannot_be_converted(command: Command, tmp_path: Path) 
     assert not trap.exists()
 
 
-# --- Ctrl-C ------------------------------------------------------------------------------------------------------
+# --- Ctrl-C and SIGTERM ------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_removes_the_unfinished_file(command: Command) -> None:
+@pytest.mark.parametrize(("name", "status", "line"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_signal_removes_the_unfinished_file(command: Command, name: str, status: int, line: str) -> None:
     """Interrupted while frames are being written: the temporary file is there, then gone."""
     code = (
         "import os, signal, sys\n"
@@ -500,7 +501,7 @@ def test_ctrl_c_removes_the_unfinished_file(command: Command) -> None:
         "        super().write(frame)\n"
         "        if self.num_frames == 3:\n"
         "            print('parts', [n for n in os.listdir('.') if '.part' in n], flush=True)\n"
-        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        f"            os.kill(os.getpid(), signal.{name})\n"
         "import xdyna.video\n"
         "xdyna.video.VideoWriter = Interrupted\n"
         "from xdyna.cli import main\n"
@@ -512,8 +513,8 @@ def test_ctrl_c_removes_the_unfinished_file(command: Command) -> None:
     parts = next(line for line in done.stdout.splitlines() if line.startswith("parts"))
     assert ".mp4" in parts
     assert ".json" in parts
-    assert done.returncode == 130
-    assert done.stderr == "xdyna: error: interrupted\n"
+    assert done.returncode == status
+    assert done.stderr == f"xdyna: error: {line}\n"
     assert files_in(command.here) == []
 
 

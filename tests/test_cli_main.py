@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -73,6 +74,30 @@ def test_every_failure_is_one_line_and_a_status(
     assert output.err.startswith("xdyna: error: ")
     assert line in output.err
     assert output.err.count("\n") == 1
+
+
+def test_sigterm_is_answered_once_and_only_where_nobody_else_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def probe() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # while it cleans up: `timeout` sends two
+            print("cleaned up")
+
+    with_command(monkeypatch, probe)
+    assert cli.main(["probe"]) == 143
+    assert capsys.readouterr() == ("cleaned up\n", "xdyna: error: terminated\n")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    caught: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number))
+    try:
+        assert cli.main(["probe"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught == [signal.SIGTERM, signal.SIGTERM]
 
 
 def test_debug_shows_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +27,7 @@ COMMANDS = ("animate", "preprocess", "convert", "models", "train", "data")
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 class LazyGroup(TyperGroup):
@@ -73,7 +77,8 @@ def _root(
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 2 for a user's mistake, 130 after Ctrl-C, 1 for a defect.
+    """Run the command line and return the exit status: 0; 2 for a user's mistake; 130 after Ctrl-C, 143 after SIGTERM,
+    both of which remove what was half written; 1 for a defect.
 
     Everything that goes wrong is one line on stderr; with XDYNA_DEBUG=1 a defect shows its traceback.
     """
@@ -82,7 +87,7 @@ def main(args: list[str] | None = None) -> int:
     # sleeping ones cost nothing measurable. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        with _quiet_libraries():
+        with _stopped_by_sigterm(), _quiet_libraries():
             status = typer.main.get_command(app).main(args=args, prog_name="xdyna", standalone_mode=False)
     except UserError as error:
         return _fail(str(error), EXIT_USER_ERROR)
@@ -90,6 +95,8 @@ def main(args: list[str] | None = None) -> int:
         return _fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", EXIT_INTERRUPTED)
+    except _Terminated:
+        return _fail("terminated", EXIT_TERMINATED)
     except BrokenPipeError:
         # Whoever read our stdout has gone; point it elsewhere so that the interpreter's last flush does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -102,6 +109,32 @@ def main(args: list[str] | None = None) -> int:
     if status == EXIT_INTERRUPTED:
         _fail("interrupted", EXIT_INTERRUPTED)
     return status if isinstance(status, int) else 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the command as Ctrl-C does, so that nothing half written stays.
+
+    Training puts an answer of its own in this one's place while it runs. A caller's own answer stays.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others may not set signals
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one, as `timeout` sends, must not disturb the clean-up
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
