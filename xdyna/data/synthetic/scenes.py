@@ -11,6 +11,8 @@ from xdyna.data.synthetic.scenes_base import Clock, Scene
 from xdyna.data.synthetic.scenes_ground import fire, grass, studio
 from xdyna.data.synthetic.scenes_water import sea, waterfall
 
+__all__ = ["SCENES", "Scene", "build_scene"]
+
 #: Every kind of scene.
 SCENES: dict[str, Callable[[np.random.Generator, tuple[int, int], Clock], Scene]] = {
     "studio": studio,

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from xdyna.data.synthetic.scenes_base import GROUND, Clock, Floats, Image, Scene, column, grid, hsv, to_image, wide
+from xdyna.data.synthetic.scenes_base import (
+    GROUND,
+    STILL,
+    UNKNOWN,
+    Clock,
+    Floats,
+    Image,
+    Path,
+    Scene,
+    column,
+    grid,
+    hsv,
+    to_image,
+    wide,
+)
 from xdyna.data.synthetic.scenes_texture import Fall, Roll, smoothed, spots
 
 LAND = 0.66  # where the meadow meets the sky, as a fraction of the height
@@ -37,7 +52,16 @@ def meadow(rng: np.random.Generator, size_wh: tuple[int, int], clock: Clock) -> 
 
     moving = np.zeros((height, width), np.float32)
     moving[:rows] = cover.max(1, keepdims=True)
-    return Scene(paint, moving)
+
+    def parts(time_s: float) -> NDArray[np.int8]:
+        shown = np.zeros((height, width), np.int8)
+        shown[:rows] = clouds(-drifted(time_s) * tile)[..., 0].T > 0.01  # the sky behind is level: edges travel too
+        return shown
+
+    def drifting(time_s: float, next_s: float) -> Floats:
+        return np.asarray([drifted.between(time_s, next_s) * tile, 0])
+
+    return Scene(paint, moving, parts, (drifting,))
 
 
 def _clouds(rng: np.random.Generator, size_wh: tuple[int, int], count: int) -> tuple[Floats, Floats]:
@@ -72,8 +96,19 @@ def _precipitation(backdrop: Image, layers: list[tuple[Fall, float]], clock: Clo
             through = through * (1 - texture(fallen(time_s) * tile))
         return to_image(base * through[..., None] + colour * (1 - through[..., None]))
 
+    def parts(time_s: float) -> NDArray[np.int8]:
+        shown = np.zeros(base.shape[:2], np.int8)
+        for number, (texture, tile) in enumerate(layers, 1):
+            cover = texture(fallen(time_s) * tile)
+            shown[cover > 0.01] = UNKNOWN
+            shown[cover > 0.4] = number
+        return shown
+
+    def path(texture: Fall, tile: float) -> Path:
+        return lambda time_s, next_s: texture.path(fallen.between(time_s, next_s) * tile)
+
     clear = np.prod([1 - texture.moving for texture, _ in layers], axis=0)
-    return Scene(paint, (1 - clear).astype(np.float32))
+    return Scene(paint, (1 - clear).astype(np.float32), parts, tuple(path(*layer) for layer in layers))
 
 
 def snow(rng: np.random.Generator, size_wh: tuple[int, int], clock: Clock) -> Scene:
@@ -157,7 +192,8 @@ def fireworks(rng: np.random.Generator, size_wh: tuple[int, int], clock: Clock) 
     for middle, reach, *_ in bursts:
         centre = (round(middle[0] * 16 - 8), round(middle[1] * 16 - 8))
         cv2.circle(moving, centre, round((reach + 0.02 * height + 1) * 16), 255, -1, cv2.LINE_AA, 4)
-    return Scene(paint, moving.astype(np.float32) / 255)
+    shown = np.where(moving > 0, UNKNOWN, STILL).astype(np.int8)  # sparks fade as they fly
+    return Scene(paint, moving.astype(np.float32) / 255, lambda time_s: shown)
 
 
 def _burst(image: Image, middle: Floats, reach: float, life: float, colour: Floats, turn: float) -> None:

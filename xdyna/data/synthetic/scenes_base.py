@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
-#: Cycles (any real number) that a motion has gone through at a time in seconds.
-Cycles = Callable[[float], float]
+#: Which part each pixel shows at a time in seconds, int8 [H, W]: `UNKNOWN`, `STILL`, or 1, 2 .. a moving part.
+Parts = Callable[[float], NDArray[np.int8]]
+#: How far the points of a moving part go from one time to another, seconds: pixels, something that spreads to
+#: [H, W, 2] (x to the right, y down).
+Path = Callable[[float, float], Floats]
+
+UNKNOWN, STILL = -1, 0
 
 GROUND = 0.80  # where the floor meets the wall, as a fraction of the frame's height
 FREE_REPEAT = 8  # tiles of a moving texture before it repeats, where a scene need not loop
@@ -27,14 +32,41 @@ class Scene:
         paint: paints the scene at a time in seconds, uint8 RGB [H, W, 3]. The picture may be the scene's own: copy it
             before writing to it.
         moving: float32 [H, W], 0..1: how much of each pixel can ever change; where it is 0, every frame is the same.
+        parts: which part each pixel shows.
+        paths: how part 1, 2 .. moves; pixels that show a mixture, or move in a way that is no path, are `UNKNOWN`.
     """
 
     paint: Callable[[float], Image]
     moving: Floats
+    parts: Parts
+    paths: tuple[Path, ...] = ()
 
     def __call__(self, time_s: float) -> Image:
         """The scene at a time in seconds."""
         return self.paint(time_s)
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """A motion that repeats: so many cycles per second, or `loop_s` of them exactly where that is above 0.
+
+    Attributes:
+        per_s: cycles per second; negative goes backwards.
+        loop_s: seconds after which a whole number of cycles has gone by; 0 where none need have.
+    """
+
+    per_s: float
+    loop_s: float
+
+    def __call__(self, time_s: float) -> float:
+        """Cycles gone through since time 0; from the loop's beginning where there is one, so that it closes exactly."""
+        if self.loop_s > 0:
+            return float(self.per_s * self.loop_s * (round(time_s / self.loop_s, 9) % 1.0))
+        return self.per_s * time_s
+
+    def between(self, time_s: float, next_s: float) -> float:
+        """Cycles from one time to another."""
+        return self.per_s * (next_s - time_s)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +90,8 @@ class Clock:
     def cycles(self, per_s: float) -> Cycles:
         """A motion of about `per_s` cycles per second; negative goes backwards."""
         if self.loop_s > 0:
-            whole = np.sign(per_s) * max(1, round(abs(per_s) * self.loop_s))
-            return lambda time_s: float(whole * (round(time_s / self.loop_s, 9) % 1.0))
-        pace = per_s * self.rng.uniform(0.6, 1.3)
-        return lambda time_s: float(pace * time_s)
+            return Cycles(float(np.sign(per_s) * max(1, round(abs(per_s) * self.loop_s)) / self.loop_s), self.loop_s)
+        return Cycles(float(per_s * self.rng.uniform(0.6, 1.3)), 0.0)
 
 
 def hsv(hue: float, saturation: float, value: float) -> Floats:

@@ -98,6 +98,12 @@ class Fall:
         """[H, W] once the texture has fallen so far."""
         return np.asarray(cv2.remap(self.roll(-fallen_px), self.map_x, self.map_y, cv2.INTER_LINEAR))
 
+    def path(self, fallen_px: float) -> Floats:
+        """How far the points go as the texture falls so far: pixels [H, 1, 2]."""
+        rows = np.arange(len(self.bend_px), dtype=np.float64)
+        bend = np.interp(rows + fallen_px, rows, self.bend_px[:, 0])
+        return np.stack([bend - self.bend_px[:, 0], np.full(len(rows), fallen_px)], -1)[:, None]
+
 
 def spots(
     rng: np.random.Generator, cells: tuple[int, int], size_wh: tuple[int, int], radius_px: float, tail_px: float = 0.0

@@ -4,8 +4,22 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from xdyna.data.synthetic.scenes_base import GROUND, Clock, Floats, Image, Scene, column, grid, hsv, to_image, wide
+from xdyna.data.synthetic.scenes_base import (
+    GROUND,
+    STILL,
+    UNKNOWN,
+    Clock,
+    Floats,
+    Image,
+    Scene,
+    column,
+    grid,
+    hsv,
+    to_image,
+    wide,
+)
 from xdyna.data.synthetic.scenes_texture import Roll, periodic_noise
 
 WAVES = 2.7  # crests between the horizon and the shore
@@ -44,15 +58,29 @@ def sea(rng: np.random.Generator, size_wh: tuple[int, int], clock: Clock) -> Sce
         crest = cv2.remap(crests, columns, looked_up, cv2.INTER_LINEAR)[..., None]
         sea_now = deep + np.maximum(crest, 0) * (250 - deep) + np.minimum(crest, 0) * 0.35 * deep
         gap = edge - _WASH * np.sin(2 * np.pi * (cycles - WAVES - bend))  # rows below the water's edge
-        foam = np.exp(-((gap / (3 * soft)) ** 2))[..., None] * 0.9
+        foam = np.clip(1 - (gap / (6 * soft)) ** 2, 0, 1)[..., None] ** 3 * 0.9
         wet = np.clip(0.5 - gap / soft / 2, 0, 1)[..., None]
         image = backdrop.copy()
         image[rows] = to_image((base + wet * (sea_now - base)) * (1 - foam) + 250 * foam)
         return image
 
     moving = np.zeros((height, width), np.float32)
-    moving[rows] = np.clip((_WASH + 8 * soft - edge) * height, 0, 1)
-    return Scene(paint, moving)
+    moving[rows] = np.clip((_WASH + 7 * soft - edge) * height, 0, 1)
+
+    def parts(time_s: float) -> NDArray[np.int8]:
+        shown = np.where(moving > 0, UNKNOWN, STILL).astype(np.int8)  # foam at the edge comes and goes
+        lapping = _WASH * np.sin(2 * np.pi * (rolled(time_s) - WAVES - bend))
+        shown[rows][(edge - lapping < -7 * soft) & (depth > 0.02)] = 1
+        return shown
+
+    def rolling(time_s: float, next_s: float) -> Floats:
+        gone = rolled.between(time_s, next_s) / WAVES
+        down = ((np.sqrt(depth) + gone) ** 2 - depth) * (SHORE - HORIZON) * height
+        path = np.zeros((height, 1, 2))
+        path[rows, :, 1] = down
+        return path
+
+    return Scene(paint, moving, parts, (rolling,))
 
 
 def _crests(rng: np.random.Generator, width: int, tile: int, repeat: int) -> Floats:
@@ -96,4 +124,18 @@ def waterfall(rng: np.random.Generator, size_wh: tuple[int, int], clock: Clock) 
         picture[rows] = pool_colour * (1 + 0.22 * np.minimum(ripple, 0))[..., None] + 170 * bright[..., None]
         return to_image(picture)
 
-    return Scene(paint, np.maximum(weight, pool).astype(np.float32))
+    moving = np.maximum(weight, pool).astype(np.float32)
+    shown = np.where(moving > 0, UNKNOWN, STILL).astype(np.int8)
+    shown[weight > 0.98] = 1
+    shown[rows][near[:, 0] > 0.6] = 2  # closer to the fall, foam hides the ripples
+
+    def falling(time_s: float, next_s: float) -> Floats:
+        return np.asarray([0, fallen.between(time_s, next_s) * tile])
+
+    def spreading(time_s: float, next_s: float) -> Floats:
+        gone = rippled.between(time_s, next_s) / 2.6
+        path = np.zeros((height, 1, 2))
+        path[rows, :, 1] = ((near**0.75 + gone) ** (4 / 3) - near) * (1 - GROUND) * height
+        return path
+
+    return Scene(paint, moving, lambda time_s: shown, (falling, spreading))
