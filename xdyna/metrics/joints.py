@@ -1,0 +1,204 @@
+"""Where the joints of a drawn person are: a small network trained on the synthetic world, and errors against the truth.
+
+The shipped weights (`joints-synth`) know drawn people only; they say nothing about photos.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import xdyna
+from xdyna.errors import UserError
+from xdyna.metrics.clips import Floats, Frames, check_clip
+from xdyna.preprocess.tracks import NUM_JOINTS, Tracks
+
+#: The shipped regressor.
+WEIGHTS = Path(xdyna.__file__).resolve().parent / "weights" / "joints-synth.safetensors"
+KIND = "xdyna.joints"
+
+
+@dataclass(frozen=True)
+class JointsShape:
+    """What the regressor is built from.
+
+    Attributes:
+        size_wh: frames that it reads, pixels; others are resized. Multiples of 16.
+        widths: channels at a half, a quarter, an eighth and a sixteenth of that size.
+    """
+
+    size_wh: tuple[int, int] = (64, 96)
+    widths: tuple[int, int, int, int] = (24, 32, 48, 56)
+
+
+class JointRegressor(nn.Module):
+    """Heatmaps at a quarter of the frame's size, read by a soft argmax.
+
+    A person in the frame is taken for granted. Left and right are the person's own.
+    """
+
+    def __init__(self, shape: JointsShape) -> None:
+        super().__init__()
+        half, quarter, eighth, sixteenth = shape.widths
+        self.shape = shape
+        self.stem = nn.Sequential(nn.Conv2d(12, half, 3, padding=1), _norm(half), nn.SiLU())
+        self.down4 = nn.Sequential(_down(half, quarter), _Residual(quarter))
+        self.down8 = nn.Sequential(_down(quarter, eighth), _Residual(eighth))
+        self.down16 = nn.Sequential(_down(eighth, sixteenth), _Residual(sixteenth))
+        self.narrow8 = nn.Conv2d(sixteenth, eighth, 1)
+        self.up8 = _Residual(eighth)
+        self.narrow4 = nn.Conv2d(eighth, quarter, 1)
+        self.up4 = _Residual(quarter)
+        self.heat = nn.Conv2d(quarter, NUM_JOINTS, 1)
+        self.shown = nn.Linear(sixteenth, NUM_JOINTS)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """float [N, 3, H, W] in -1..1 -> heatmap logits [N, 18, H/4, W/4], in-frame logits [N, 18]."""
+        fine = self.down4(self.stem(F.pixel_unshuffle(pictures, 2)))
+        middle = self.down8(fine)
+        coarse = self.down16(middle)
+        middle = self.up8(middle + F.interpolate(self.narrow8(coarse), scale_factor=2.0))
+        fine = self.up4(fine + F.interpolate(self.narrow4(middle), scale_factor=2.0))
+        return self.heat(fine), self.shown(coarse.mean((2, 3)))
+
+    def points(self, heat: Tensor) -> Tensor:
+        """Expected place under each heatmap: logits [N, 18, h, w] -> (x, y) [N, 18, 2], pixels of `shape.size_wh`."""
+        rows, columns = heat.shape[-2:]
+        share = heat.flatten(2).softmax(-1).unflatten(2, (rows, columns))
+        x = (share.sum(2) * cell_middles(columns, self.shape.size_wh[0]).to(share)).sum(-1)
+        y = (share.sum(3) * cell_middles(rows, self.shape.size_wh[1]).to(share)).sum(-1)
+        return torch.stack([x, y], -1)
+
+    @torch.no_grad()
+    def find(self, frames: Frames, batch: int = 64) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Joints of every frame.
+
+        Args:
+            frames: uint8 RGB [F, H, W, 3] of any size.
+            batch: frames per call of the network.
+
+        Returns:
+            (x, y) float32 [F, 18, 2] in pixels of `frames`, and the chance that each is inside the frame, [F, 18].
+        """
+        check_clip(frames)
+        points, shown = [], []
+        for part in torch.as_tensor(frames).split(batch):
+            heat, inside = self(_pictures(part, self.shape.size_wh))
+            points.append(self.points(heat))
+            shown.append(inside.sigmoid())
+        scale = np.asarray([frames.shape[2], frames.shape[1]]) / np.asarray(self.shape.size_wh)
+        return (torch.cat(points).numpy() * scale).astype(np.float32), torch.cat(shown).numpy()
+
+    def save(self, path: Path, **notes: Any) -> None:
+        """Write a safetensors file in half precision; the shape and `notes` go into its metadata."""
+        tensors = {key: value.detach().half().contiguous().cpu() for key, value in self.state_dict().items()}
+        about = {"kind": KIND, "config": json.dumps(asdict(self.shape)), "notes": json.dumps(notes)}
+        save_file(tensors, path, metadata=about)
+
+
+def load_regressor(path: Path = WEIGHTS) -> JointRegressor:
+    """Read a regressor; the shipped one by default.
+
+    Raises:
+        UserError: no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; wanted the weights of a joint regressor (`xdyna train joints`)")
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except Exception as error:
+        raise UserError(f"{path}: not a safetensors file: {error}") from error
+    if about.get("kind") != KIND:
+        raise UserError(f"{path}: holds {about.get('kind', 'something unnamed')!r}, wanted {KIND!r}")
+    given = json.loads(about["config"])
+    regressor = JointRegressor(JointsShape(**{key: tuple(value) for key, value in given.items()}))
+    regressor.load_state_dict(tensors)
+    return regressor.requires_grad_(False).eval()
+
+
+def joints(frames: Frames, truth: Tracks, regressor: JointRegressor) -> float:
+    """Mean distance of the joints found in a clip to the true ones inside the frame.
+
+    Args:
+        frames: uint8 RGB [F, H, W, 3].
+        truth: F frames of tracks, of any size; brought to the frames' pixels.
+        regressor: finds the joints.
+
+    Returns:
+        Pixels of `frames`; NaN if no true joint is inside.
+    """
+    distances = joint_distances(frames, truth, regressor)
+    return float(np.nanmean(distances)) if not np.isnan(distances).all() else float("nan")
+
+
+def joint_pck(frames: Frames, truth: Tracks, regressor: JointRegressor, share: float = 0.1) -> float:
+    """Share of the true joints inside the frame that are found within `share` of the person's height.
+
+    The height is that of the box round all true joints inside the frame: its median over the clip.
+    """
+    distances = joint_distances(frames, truth, regressor)
+    known = ~np.isnan(distances)
+    limit = share * person_height(truth.resized((frames.shape[2], frames.shape[1])))
+    return float((distances[known] <= limit).mean()) if known.any() else float("nan")
+
+
+def joint_distances(frames: Frames, truth: Tracks, regressor: JointRegressor) -> Floats:
+    """Distance of each joint to the true one, pixels: [F, 18], NaN for true joints outside the frame."""
+    if len(truth) != len(frames):
+        raise ValueError(f"truth has {len(truth)} frames, the clip {len(frames)}: wanted as many")
+    wanted = truth.resized((frames.shape[2], frames.shape[1]))
+    found, _ = regressor.find(frames)
+    distances = np.linalg.norm(found - wanted.joints_xy, axis=-1)
+    return np.where(wanted.joints_conf > 0, distances, np.nan)
+
+
+def person_height(tracks: Tracks) -> float:
+    """Median over frames of the height of the box round the joints inside the frame, pixels; NaN without any."""
+    y = np.where(tracks.joints_conf > 0, tracks.joints_xy[..., 1], np.nan)
+    shown = (~np.isnan(y)).sum(1) >= 2
+    return float(np.median(np.nanmax(y[shown], 1) - np.nanmin(y[shown], 1))) if shown.any() else float("nan")
+
+
+def cell_middles(count: int, side_px: int) -> Tensor:
+    """Middles of `count` equal cells along a side, pixels."""
+    return (torch.arange(count) + 0.5) * (side_px / count)
+
+
+def _pictures(frames: Tensor, size_wh: tuple[int, int]) -> Tensor:
+    pictures = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+    size_hw = (size_wh[1], size_wh[0])
+    if pictures.shape[2:] != size_hw:
+        pictures = F.interpolate(pictures, size=size_hw, mode="bilinear", antialias=True)
+    return pictures.contiguous(memory_format=torch.channels_last)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(channels // 8, channels)
+
+
+def _down(channels: int, wider: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, wider, 3, stride=2, padding=1), _norm(wider), nn.SiLU())
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1), _norm(channels), nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1), _norm(channels),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x + self.body(x))
