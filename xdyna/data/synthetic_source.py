@@ -40,6 +40,11 @@ class SyntheticSource:
         described = {"world": asdict(world), "frames": frames, "consecutive": consecutive, "face": face}
         self.fingerprint = "synthetic-" + hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Sizes (width, height) that samples come in, pixels."""
+        return (self.world.size_wh,)
+
     def draw(self, index: int) -> TrainingClip:
         """Sample number `index`: a clip, which moments of it, and one as the reference."""
         spec = clip_spec(self.world, index)

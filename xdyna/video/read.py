@@ -42,6 +42,7 @@ class VideoReader:
         frames: at most this many; None for all.
         backend: what decodes: "av" (PyAV), or "decord" (extra `video`), which gives the same frames; PyAV takes over
             for files that decord does not read alike.
+        info: what `probe` found in this file earlier; None to look now.
     Attributes:
         path: the file.
         info: what `probe` found.
@@ -62,10 +63,12 @@ class VideoReader:
         stride: int = 1,
         frames: int | None = None,
         backend: Literal["av", "decord"] = "av",
+        *,
+        info: VideoInfo | None = None,
     ) -> None:
         self.path = Path(path)
         _check_options(self.path, start_s, fps, stride, frames)
-        self.info = probe(self.path)
+        self.info = info or probe(self.path)
         _check_start(self.path, start_s, self.info)
         self._rate = self.info.fps if fps is None else simple_rate(fps)
         self.start_s = start_s
