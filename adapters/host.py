@@ -53,6 +53,11 @@ class SiteAdapter(ModelMixin):
     def is_attached(self) -> bool:
         return bool(self._attached)
 
+    def is_on(self, unet: XDynaUNet) -> bool:
+        """Whether this very adapter is attached to `unet`."""
+        sites = spatial_sites(unet, self.kind).values()
+        return any(attn is self._attached[0][0] for attn in sites) if self._attached else False
+
     def attach(self, unet: XDynaUNet) -> Self:
         """Put the adapter on every site of `unet`.
 

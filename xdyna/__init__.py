@@ -15,6 +15,7 @@ _LAZY = {
     "ImagePromptAdapter": "xdyna.adapters.image_prompt",
     "ModelMixin": "diffusers",  # diffusers asks a component's library for it, to learn how to load the component
     "PoseControlNet": "xdyna.controlnets.pose",
+    "ReferenceNet": "xdyna.adapters.reference_net",
     "SFaceControlNet": "xdyna.controlnets.s_face",
     "StoredPrompt": "xdyna.prompts",
     "XDynaPipeline": "xdyna.pipeline",

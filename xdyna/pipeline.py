@@ -23,10 +23,8 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from transformers.image_processing_utils import BaseImageProcessor
 
 from xdyna import inputs, windows
-from xdyna.adapters.dynamics import DynamicsAdapter
-from xdyna.adapters.host import SiteAdapter, site_key
+from xdyna.adapters.host import SiteAdapter
 from xdyna.adapters.image_prompt import ImagePromptAdapter
-from xdyna.attention import spatial_sites
 from xdyna.denoise import Conditioning, Control, predict_clip
 from xdyna.latents import (
     clip_size,
@@ -68,7 +66,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         scheduler: any of the schedulers that AnimateDiff pipelines take.
         pose_controlnet: reads pose maps (3 channels).
         face_controlnet: reads face maps (6 channels: local, global).
-        dynamics_adapter: reads the reference frame.
+        dynamics_adapter: reads the reference frame: a [`DynamicsAdapter`], or a [`ReferenceNet`] in its place.
         image_prompt: image tokens of the reference in the cross-attention.
         text_encoder: with `tokenizer`, encodes prompts.
         tokenizer: see `text_encoder`.
@@ -104,7 +102,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         scheduler: KarrasDiffusionSchedulers,
         pose_controlnet: ControlNetModel,
         face_controlnet: ControlNetModel | None = None,
-        dynamics_adapter: DynamicsAdapter | None = None,
+        dynamics_adapter: SiteAdapter | None = None,
         image_prompt: ImagePromptAdapter | None = None,
         text_encoder: CLIPTextModel | None = None,
         tokenizer: CLIPTokenizer | None = None,
@@ -644,11 +642,4 @@ def _control_scales(pose_scale: Any, face_scale: Any, both: Any) -> tuple[float,
 
 def is_attached_to(adapter: SiteAdapter, unet: XDynaUNet) -> bool:
     """Whether this very adapter sits on `unet`."""
-    site, attn = next(iter(spatial_sites(unet, adapter.kind).items()))
-    if site_key(site) not in adapter.layers:
-        return False
-    own: Any = adapter.layers[site_key(site)]
-    on_site = {name: getattr(attn, name, None) for name in own}
-    return all(
-        getattr(on_site[name], "base_layer", on_site[name]) is layer for name, layer in own.items()
-    )  # under LoRA
+    return adapter.is_on(unet)
