@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from xdyna.configs import Config
-
-Part = Literal["unet", "motion", "dynamics_adapter", "pose_controlnet", "face_controlnet"]
 
 
 class WorldConfig(Config):
@@ -31,7 +29,8 @@ class TrainConfig(Config):
     Attributes:
         out: run folder: resolved config, log, checkpoints, samples and the final weights.
         base: model that is trained on: ``tiny`` (the embedded one) or a pipeline folder.
-        data: ``synthetic``, a folder of prepared videos, or shards (``clips-{000000..000009}.tar``).
+        data: ``synthetic``, a folder of prepared videos, or shards (``clips-{000000..000009}.tar``); or several with
+            their shares: ``dance=0.7,nature=0.3``.
         init: weights to start from: a safetensors file of one part, or a folder of parts. The optimiser starts fresh.
         seed: every random draw derives from the seed and the sample's number.
         steps: optimiser steps of the whole run, counted from its beginning also after a resume.
@@ -57,6 +56,7 @@ class TrainConfig(Config):
         cache: folder in which encoded latents and embeddings are kept between epochs; null: encode every time.
         buckets: sizes (width, height) that filmed clips are brought to, each to the one nearest in shape; empty: all to
             `world.size_wh`.
+        strides: distances between the driving frames of filmed clips; one is drawn for each sample.
         scene_share: share of clips without a person; null: as the data has them.
         threads: torch threads (one is fastest when cores are shared).
         workers: processes that draw clips ahead of time; 0 draws in the training process.
@@ -95,6 +95,7 @@ class TrainConfig(Config):
     noise_offset: float = Field(0.0, ge=0)
     cache: Path | None = None
     buckets: tuple[tuple[int, int], ...] = ()
+    strides: tuple[Annotated[int, Field(gt=0)], ...] = Field((1,), min_length=1)
     scene_share: float | None = Field(None, ge=0, le=1)
     threads: int = Field(1, gt=0)
     workers: int = Field(1, ge=0)
@@ -105,83 +106,3 @@ class TrainConfig(Config):
     held_out: int = 10_000_000
     world: WorldConfig = WorldConfig()
     dry_run: bool = False
-
-
-class VaeConfig(TrainConfig):
-    """Recipe `vae`: a small AutoencoderKL from nothing.
-
-    Attributes:
-        widths: channels at full, half, quarter .. resolution.
-        colour: weight of the squared error of 4x4-pixel means along three colour axes, the two opponent ones enlarged:
-            without it reds and greens come hundreds of steps after light and dark.
-        kl: weight of the KL term (mean per latent value, nats).
-        edge: weight of the L1 distance between the pictures' horizontal and vertical differences.
-        figure: extra weight of pixels that the person covers.
-        jitter: noise on the latents, as a fraction of their spread, so that the decoder forgives a denoiser's errors.
-        train_encoder: False freezes the encoder, so that latents keep their meaning while the decoder improves.
-        init: folder of a VAE to start from instead of random weights.
-    """
-
-    out: Path = Path("runs/vae")
-    widths: tuple[int, ...] = (12, 24, 48)
-    layers: int = 1
-    latent_channels: int = 8
-    norm_groups: int = 1
-    colour: float = 1.0
-    kl: float = 1e-4
-    edge: float = 0.5
-    jitter: float = 0.05
-    figure: float = 2.0
-    train_encoder: bool = True
-    init: Path | None = None
-
-
-class BringUpConfig(TrainConfig):
-    """Recipe `bring_up`: the UNet, adapter and ControlNets of a small model, all at once or some of them.
-
-    Attributes:
-        vae: folder of the trained autoencoder; needed when `init` is empty.
-        init: folder of a model to start from (a pipeline folder, or an earlier run's `model`).
-        trains: the parts that train; all others stay bit for bit as they are. `unet` means its spatial layers,
-            `motion` its motion modules.
-        frames: driving frames of a clip in training.
-        consecutive: frames follow each other in time, and motion modules run; else they come from random moments of
-            the clip and motion modules are left out.
-        reuse: steps that see the same clips, each with other references, timesteps and noise.
-        figure: extra loss weight of latent pixels that the person covers.
-        early: exponent of the timesteps' distribution; 1 is uniform, more draws noisier ones more often.
-        start: share of clips at the last timestep whose noisy latents come from the reference, downgraded and noised as
-            the pipeline's first latents are, instead of from the frames themselves.
-        beta_end: end of the linear noise schedule. The default leaves a quarter of the signal's power at the last
-            timestep, through which the reference's background is seen in place.
-        face: feed the face maps to the face ControlNet.
-        sample_steps: denoising steps of the contact sheets.
-        widths, layers, heads, norm_groups: of the UNet (and, but for heads, the ControlNets).
-        attention: per level, whether it has spatial attention.
-        prompt_tokens, prompt_dim: shape of the stored prompt.
-    """
-
-    out: Path = Path("runs/bring-up")
-    vae: Path | None = None
-    init: Path | None = None
-    trains: tuple[Part, ...] = ("unet", "dynamics_adapter", "pose_controlnet")
-    frames: int = Field(4, ge=1)
-    consecutive: bool = False
-    reuse: int = Field(2, ge=1)
-    figure: float = 2.0
-    early: float = Field(1.5, gt=0)
-    start: float = Field(0.4, ge=0, le=1)
-    beta_end: float = 0.0019
-    face: bool = False
-    sample_steps: int = Field(10, gt=0)
-    widths: tuple[int, ...] = (32, 64, 96)
-    attention: tuple[bool, ...] = (False, True, True)
-    layers: int = 1
-    heads: int = 4
-    norm_groups: int = 4
-    prompt_tokens: int = 4
-    prompt_dim: int = 32
-
-
-#: Recipes by name; the module `xdyna.train.recipes.NAME` has `train(config, resume=..)`.
-RECIPES: dict[str, type[TrainConfig]] = {"vae": VaeConfig, "bring_up": BringUpConfig}

@@ -1,6 +1,7 @@
 """The embedded model: its limits, its parts, and that it does what its name says on a clip it never saw."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 
 import xdyna
 from xdyna.configs import load_config
-from xdyna.configs.train import BringUpConfig
-from xdyna.train.parts import load_parts
-from xdyna.train.samples import animate, evaluate, held_out_clips
+from xdyna.configs.recipes import ImageConfig
+from xdyna.data.source import Batch, build_source, draw_batch
+from xdyna.train.parts import load_base
+from xdyna.train.samples import animate, evaluate
+from xdyna.train.system import ClipSystem
 
 TINY = Path(xdyna.__file__).resolve().parent / "weights" / "tiny"
 
@@ -22,7 +25,7 @@ def test_size_limits() -> None:
     assert {path.parent.name for path in files} == {
         "vae", "unet", "dynamics_adapter", "pose_controlnet", "face_controlnet", "stored_prompt",
     }  # fmt: skip
-    parts = load_parts(TINY)
+    parts = load_base(TINY)
     assert sum(p.numel() for module in parts.modules().values() for p in module.parameters()) <= 12_000_000
 
 
@@ -47,25 +50,30 @@ def test_weights_are_finite_half_precision() -> None:
 
 
 @pytest.fixture(scope="module")
-def config() -> BringUpConfig:
-    return load_config(BringUpConfig, "train/tiny-motion", ["face=false"])
+def config() -> ImageConfig:
+    return load_config(ImageConfig, "train/tiny-motion", ["face=false", "frames=4", "scene_share=0"])
 
 
-def test_pose_and_reference_both_count(config: BringUpConfig) -> None:
-    """Truth is nearer to what the model makes of it than to what it makes of another clip's pose or picture."""
+@pytest.fixture(scope="module")
+def system(config: ImageConfig) -> ClipSystem:
     torch.set_num_threads(1)
-    parts = load_parts(TINY)
-    batch = held_out_clips(config, count=4, frames=4)
+    return ClipSystem(load_base(TINY), config, ())
+
+
+def held_out(config: ImageConfig, count: int) -> Batch:
+    """Consecutive frames of clips that training never reached."""
+    return draw_batch(build_source(config, frames=config.frames), range(config.held_out, config.held_out + count))
+
+
+def test_pose_and_reference_both_count(config: ImageConfig, system: ClipSystem) -> None:
+    """Truth is nearer to what the model makes of it than to what it makes of another clip's pose or picture."""
+    batch = held_out(config, 4)
     figure = batch.masks[:, 1:] > 127
 
     def error(pose_from: int, picture_from: int) -> float:
-        mixed = type(batch)(
-            np.concatenate([np.roll(batch.frames[:, :1], picture_from, 0), batch.frames[:, 1:]], 1),
-            batch.masks,
-            np.roll(batch.pose_maps, pose_from, 0),
-            batch.face_maps,
-        )
-        made = animate(parts, mixed, 4, seed=0, face=False)
+        pictures = np.concatenate([np.roll(batch.frames[:, :1], picture_from, 0), batch.frames[:, 1:]], 1)
+        mixed = replace(batch, frames=pictures, pose_maps=np.roll(batch.pose_maps, pose_from, 0))
+        made = animate(system, mixed, 4)
         return float(((made.astype(float) - batch.frames[:, 1:]) ** 2)[figure].mean())
 
     right = error(0, 0)
@@ -73,8 +81,6 @@ def test_pose_and_reference_both_count(config: BringUpConfig) -> None:
     assert right < 0.8 * error(0, 1)
 
 
-def test_figure_is_closer_to_truth_than_the_copied_reference(config: BringUpConfig) -> None:
-    torch.set_num_threads(1)
-    batch = held_out_clips(config, count=8, frames=4)
-    values, _ = evaluate(load_parts(TINY), batch, 6, face=False)
+def test_figure_is_closer_to_truth_than_the_copied_reference(config: ImageConfig, system: ClipSystem) -> None:
+    values, _ = evaluate(system, held_out(config, 8), 6)
     assert values["model_figure"] > values["copy_figure"]

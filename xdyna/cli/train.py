@@ -10,7 +10,7 @@ import typer
 
 from xdyna.cli.common import ConfigOption, JsonOption, SeedOption, SetOption, announce, emit_json
 from xdyna.configs import load_config
-from xdyna.configs.train import RECIPES
+from xdyna.configs.recipes import RECIPES
 from xdyna.errors import UserError, near_matches
 
 
