@@ -87,21 +87,21 @@ class Figure(Trunk):
     expression: FloatArray
 
 
-def random_body(rng: np.random.Generator) -> Body:
-    """A body of plausible proportions."""
+def random_body(rng: np.random.Generator, variety: float = 1.0) -> Body:
+    """A body; `variety` 1 keeps to plausible proportions, 2 reaches cartoons' (small with a big head, all legs ..)."""
 
     def near(value: float, spread: float) -> float:
-        return float(value * rng.uniform(1 - spread, 1 + spread))
+        return float(value * rng.uniform(1 - spread * variety, 1 + spread * variety))
 
     return Body(
         head_rx=near(0.081, 0.08),
-        head_ry=near(0.102, 0.06),
-        torso=near(0.285, 0.05),
+        head_ry=near(0.102, 0.07),
+        torso=near(0.285, 0.08),
         shoulder=near(0.108, 0.12),
         hip=near(0.055, 0.12),
-        upper_arm=near(0.155, 0.06),
-        forearm=near(0.135, 0.06),
-        leg=near(0.225, 0.05),
+        upper_arm=near(0.155, 0.08),
+        forearm=near(0.135, 0.08),
+        leg=near(0.225, 0.08),
         girth=near(1.08, 0.18),
         face=random_face(rng),
     )

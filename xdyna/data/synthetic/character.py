@@ -56,11 +56,11 @@ def random_character(rng: np.random.Generator) -> Character:
     top = _cloth(rng, hue)
     bottom_kind = str(rng.choice(BOTTOMS, p=[0.4, 0.15, 0.25, 0.2]))
     bottom = _cloth(rng, hue + rng.uniform(0.25, 0.75), dark=rng.random() < 0.5)
-    person = Character(
+    return Character(
         body=random_body(rng),
-        skin=(0, 0, 0),
-        hair=(0, 0, 0),
-        hair_style="short",
+        skin=_near(rng, _SKIN[int(rng.integers(len(_SKIN)))], 8),
+        hair=_near(rng, _HAIR[int(rng.integers(len(_HAIR)))], 8),
+        hair_style=str(rng.choice(HAIR_STYLES, p=[0.25, 0.1, 0.25, 0.2, 0.2])),
         top=top,
         trim=_cloth(rng, hue + rng.uniform(0.3, 0.7)),
         sleeve=str(rng.choice(SLEEVES, p=[0.25, 0.4, 0.35])),
@@ -68,28 +68,34 @@ def random_character(rng: np.random.Generator) -> Character:
         bottom=top if bottom_kind == "dress" else bottom,
         bottom_kind=bottom_kind,
         shoes=_cloth(rng, rng.random(), dark=rng.random() < 0.6),
-        eyes=(0, 0, 0),
-        cape=_cloth(rng, hue + rng.uniform(0.35, 0.65), dark=rng.random() < 0.5) if rng.random() < 0.15 else None,
-    )
-    return other_head(person, rng)
-
-
-def other_head(person: Character, rng: np.random.Generator) -> Character:
-    """The same body in the same clothes with another head: its shape, face, skin, hair and hat."""
-    new = random_body(rng)
-    hat = str(rng.choice(HATS, p=[0.79, 0.07, 0.07, 0.07]))
-    return replace(
-        person,
-        body=replace(person.body, head_rx=new.head_rx, head_ry=new.head_ry, face=new.face),
-        skin=_near(rng, _SKIN[int(rng.integers(len(_SKIN)))], 8),
-        hair=_near(rng, _HAIR[int(rng.integers(len(_HAIR)))], 8),
-        hair_style=str(rng.choice(HAIR_STYLES, p=[0.25, 0.1, 0.25, 0.2, 0.2])),
-        hair_length=float(rng.uniform(0.16, 0.26)),
         eyes=_EYES[int(rng.integers(len(_EYES)))],
         lips=_near(rng, _LIPS[int(rng.integers(len(_LIPS)))], 8),
-        hat=hat,
+        hair_length=float(rng.uniform(0.16, 0.26)),
+        hat=str(rng.choice(HATS, p=[0.79, 0.07, 0.07, 0.07])),
         hat_colour=_cloth(rng, rng.random()),
+        cape=_cloth(rng, hue + rng.uniform(0.35, 0.65), dark=rng.random() < 0.5) if rng.random() < 0.15 else None,
     )
+
+
+def with_head(person: Character, other: Character) -> Character:
+    """A person's body and clothes with another's head: its shape, face, skin (all over), hair and hat."""
+    body = replace(person.body, head_rx=other.body.head_rx, head_ry=other.body.head_ry, face=other.body.face)
+    return replace(
+        person, body=body, skin=other.skin, hair=other.hair, hair_style=other.hair_style,
+        hair_length=other.hair_length, eyes=other.eyes, lips=other.lips, hat=other.hat, hat_colour=other.hat_colour,
+    )  # fmt: skip
+
+
+def stranger(person: Character, rng: np.random.Generator) -> Character:
+    """Somebody whose skin and hair have clearly other colours."""
+    while True:
+        other = random_character(rng)
+        skin, hair = (
+            float(np.linalg.norm(np.subtract(*colours)))
+            for colours in ((person.skin, other.skin), (person.hair, other.hair))
+        )
+        if skin > 50 and hair > 50:  # of 441, from black to white
+            return other
 
 
 def shade(colour: Colour, amount: float) -> Colour:

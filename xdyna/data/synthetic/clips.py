@@ -9,11 +9,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from xdyna.data.synthetic.body import Figure, place
-from xdyna.data.synthetic.character import Character, random_character
+from xdyna.data.synthetic.body import Figure, place, random_body
+from xdyna.data.synthetic.character import Character, random_character, stranger, with_head
 from xdyna.data.synthetic.figure import paint
 from xdyna.data.synthetic.framing import Camera, check_framings, random_camera
 from xdyna.data.synthetic.motion import Motion, calmed, random_motion
+from xdyna.data.synthetic.painter import Shape
 from xdyna.data.synthetic.raster import Projection, draw_figures
 from xdyna.data.synthetic.scenes import SCENES, Scene, build_scene
 from xdyna.data.synthetic.soft import swing
@@ -115,24 +116,49 @@ def render(spec: ClipSpec, times_s: NDArray[np.float64], size_wh: tuple[int, int
     scene = build_scene(spec.scene, np.random.default_rng(spec.scene_key), size_wh, spec.loop_s)
     if not spec.person:
         return _scene_alone(scene, times_s, size_wh, fps)
-    motion = calmed(spec.motion, spec.camera.travel)
-    now = place(spec.character.body, motion, times_s)
-    loose = swing(spec.character, motion, times_s)
-    fine = max(1, round(192 / size_wh[1]))  # small pictures are drawn larger and averaged
-    shapes = paint(spec.character, now, loose, layers=3 if size_wh[1] <= 192 else 8)
-    to_pixels = Projection(spec.camera, size_wh)
+    staged = stage(spec, times_s, size_wh)
     frames = np.empty((len(times_s), size_wh[1], size_wh[0], 3), np.uint8)
     masks = np.empty(frames.shape[:3], np.uint8)
-    figures = draw_figures(shapes, to_pixels, fine, len(times_s))
-    shadows = _shadows(now, to_pixels)
+    figures = draw_figures(staged.shapes, staged.to_pixels, staged.fine, len(times_s))
     for index, (figure, time_s) in enumerate(zip(figures, times_s, strict=True)):
         backdrop = scene(float(time_s))
-        if to_pixels.ground_px < size_wh[1]:
-            _cast_shadow(backdrop := backdrop.copy(), shadows[index])
+        if staged.shadows is not None:
+            cast_shadow(backdrop := backdrop.copy(), staged.shadows[index])
         masks[index] = figure[..., 3]
         through = cv2.merge([255 - masks[index]] * 3)
         frames[index] = cv2.add(cv2.multiply(backdrop, through, scale=1 / 255), np.ascontiguousarray(figure[..., :3]))
-    return Clip(frames, masks, _tracks(now, to_pixels, size_wh, fps), now.expression.astype(np.float32))
+    tracks = _tracks(staged.figure, staged.to_pixels, size_wh, fps)
+    return Clip(frames, masks, tracks, staged.figure.expression.astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Staged:
+    """A person placed and ready to be drawn.
+
+    Attributes:
+        figure: where joints, hands and face are.
+        shapes: what is drawn, from back to front.
+        to_pixels: the view.
+        fine: pictures are drawn this many times larger and averaged.
+        shadows: [F, 4] middle (x, y) and half axes of the shadow, pixels; None where the ground is out of view.
+    """
+
+    figure: Figure
+    shapes: list[Shape]
+    to_pixels: Projection
+    fine: int
+    shadows: NDArray[np.float64] | None
+
+
+def stage(spec: ClipSpec, times_s: NDArray[np.float64], size_wh: tuple[int, int]) -> Staged:
+    """The person of a clip at the given times [F], seconds, for frames of (width, height) pixels."""
+    motion = calmed(spec.motion, spec.camera.travel)
+    figure = place(spec.character.body, motion, times_s)
+    loose = swing(spec.character, motion, times_s)
+    shapes = paint(spec.character, figure, loose, layers=3 if size_wh[1] <= 192 else 8)
+    to_pixels = Projection(spec.camera, size_wh)
+    shadows = _shadows(figure, to_pixels) if to_pixels.ground_px < size_wh[1] else None
+    return Staged(figure, shapes, to_pixels, max(1, round(192 / size_wh[1])), shadows)
 
 
 def _scene_alone(scene: Scene, times_s: NDArray[np.float64], size_wh: tuple[int, int], fps: float) -> Clip:
@@ -152,6 +178,23 @@ def dressed_as(motion: ClipSpec, looks: ClipSpec) -> ClipSpec:
     return replace(looks, motion=motion.motion)
 
 
+def face_swapped(spec: ClipSpec, other: ClipSpec | np.random.Generator) -> ClipSpec:
+    """The same clip with another person's head: same dance, expressions, clothes, place and view.
+
+    Args:
+        spec: the clip.
+        other: whose head; a generator draws a stranger of clearly other colours.
+    """
+    donor = other.character if isinstance(other, ClipSpec) else stranger(spec.character, other)
+    return replace(spec, character=with_head(spec.character, donor))
+
+
+def reshaped(spec: ClipSpec, rng: np.random.Generator) -> ClipSpec:
+    """The same clip by a body of other, stranger proportions; face, colours and clothes stay."""
+    body = replace(random_body(rng, variety=2.0), face=spec.character.body.face)
+    return replace(spec, character=replace(spec.character, body=body))
+
+
 def _shadows(figure: Figure, to_pixels: Projection) -> NDArray[np.float64]:
     """The shadow's middle (x, y) and half axes, pixels: [F, 4]."""
     feet = figure.joints[:, [10, 13], 0]
@@ -160,7 +203,8 @@ def _shadows(figure: Figure, to_pixels: Projection) -> NDArray[np.float64]:
     return np.concatenate([centre, np.stack([half, np.full(len(half), 0.02)], -1) * to_pixels.scale_px], -1)
 
 
-def _cast_shadow(image: NDArray[np.uint8], shadow: NDArray[np.float64]) -> None:
+def cast_shadow(image: NDArray[np.uint8], shadow: NDArray[np.float64]) -> None:
+    """Darken a picture [H, W, 3] round the shadow's middle (x, y) with its half axes, pixels."""
     x, y, half_x, half_y = shadow
     height, width = image.shape[:2]
     top, bottom = int(max(0, y - 2 * half_y)), int(min(height, y + 2 * half_y + 1))

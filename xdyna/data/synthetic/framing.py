@@ -55,7 +55,7 @@ def random_camera(rng: np.random.Generator, shares: Mapping[str, float], body: B
         return Camera(rng.uniform(0.44, 0.56), rng.uniform(0.945, 0.975), rng.uniform(0.72, 0.8))
     if framing == "half":
         return _at_head(body, rng.uniform(0.46, 0.54), rng.uniform(0.30, 0.36), rng.uniform(1.25, 1.4), 0.7)
-    face = rng.uniform(0.42, 0.47)  # of the frame's height
+    face = rng.uniform(0.43, 0.48)  # of the frame's height
     return _at_head(body, rng.uniform(0.47, 0.53), rng.uniform(0.42, 0.46), face / (FACE_HEIGHT * body.head_ry), 0.3)
 
 

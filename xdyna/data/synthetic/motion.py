@@ -27,7 +27,7 @@ COLUMN = {name: index for index, name in enumerate(PARAMETERS)}
 #: forearm up close to the body, across the belly, hand at the head, across the chest, reaching over to the other side.
 ARM_POSES = (
     (0.15, 0.10), (0.35, -0.30), (0.90, -1.90), (1.50, 0.05), (1.30, 1.50), (2.20, 0.60), (2.75, 0.15),
-    (0.60, 1.80), (0.50, -1.30), (2.00, 1.45), (0.40, -2.05), (0.05, -1.00),
+    (0.60, 1.80), (0.50, -1.30), (2.00, 1.45), (-0.25, -1.60), (-0.35, -1.00),
 )  # fmt: skip
 PAUSE_SHARE = 0.3  # of random dances that stand still for a while in every round
 
@@ -141,7 +141,7 @@ def _arms(rng: np.random.Generator, pose: FloatArray) -> None:
     for side in ("right", "left"):
         if angles is None or not mirrored:
             angles = np.asarray(ARM_POSES[int(rng.integers(len(ARM_POSES)))]) + rng.normal(0, 0.15, 2)
-        pose[COLUMN[f"{side}_arm_a"]] = max(0.05, angles[0])
+        pose[COLUMN[f"{side}_arm_a"]] = max(-0.4, angles[0])
         pose[COLUMN[f"{side}_arm_b"]] = angles[1]
         pose[COLUMN[f"{side}_arm_z"]] = rng.uniform(0.8, 1.0)
 
