@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from xdyna.cli import data_pack
 from xdyna.cli.common import JsonOption, SeedOption, announce, emit_json
 from xdyna.errors import UserError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
+data_pack.register(app)
 
 
 @app.callback()
