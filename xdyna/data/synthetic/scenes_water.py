@@ -75,7 +75,7 @@ def sea(rng: np.random.Generator, size_wh: tuple[int, int], clock: Clock) -> Sce
 
     def rolling(time_s: float, next_s: float) -> Floats:
         gone = rolled.between(time_s, next_s) / WAVES
-        down = ((np.sqrt(depth) + gone) ** 2 - depth) * (SHORE - HORIZON) * height
+        down = (np.maximum(np.sqrt(depth) + gone, 0) ** 2 - depth) * (SHORE - HORIZON) * height
         path = np.zeros((height, 1, 2))
         path[rows, :, 1] = down
         return path
@@ -135,7 +135,7 @@ def waterfall(rng: np.random.Generator, size_wh: tuple[int, int], clock: Clock) 
     def spreading(time_s: float, next_s: float) -> Floats:
         gone = rippled.between(time_s, next_s) / 2.6
         path = np.zeros((height, 1, 2))
-        path[rows, :, 1] = ((near**0.75 + gone) ** (4 / 3) - near) * (1 - GROUND) * height
+        path[rows, :, 1] = (np.maximum(near**0.75 + gone, 0) ** (4 / 3) - near) * (1 - GROUND) * height
         return path
 
     return Scene(paint, moving, lambda time_s: shown, (falling, spreading))
