@@ -28,9 +28,10 @@ def test_a_sample_is_a_function_of_its_number() -> None:
 
 
 def test_maps_and_masks_belong_to_the_frames() -> None:
-    source = SyntheticSource(WORLD, frames=2)
+    world = World(seed=5, framings={"full": 1.0})
+    source = SyntheticSource(world, frames=2)
     clip = source.draw(1)
-    drawn = render(clip_spec(WORLD, 1), source.times_s(1), WORLD.size_wh, WORLD.fps)
+    drawn = render(clip_spec(world, 1), source.times_s(1), world.size_wh, world.fps)
     assert (clip.frames == drawn.frames).all()
     assert (clip.masks == drawn.masks).all()
     assert clip.face_maps is None
@@ -65,6 +66,29 @@ def test_in_a_looping_world_the_scene_goes_on_from_the_reference() -> None:
     difference = np.abs(clip.frames[0].astype(int) - shown.frames[0])[: 48 // 2][nobody]
     assert nobody.any()
     assert difference.max() <= 1
+
+
+def test_a_swapped_face_lies_in_the_same_place_and_looks_other() -> None:
+    world = World(seed=5, size_wh=(48, 72), framings={"bust": 1.0})
+    own = SyntheticSource(world, frames=2, face=True).draw(0)
+    swapped = SyntheticSource(world, frames=2, face="swapped").draw(0)
+    assert (own.frames == swapped.frames).all()
+    assert (own.pose_maps == swapped.pose_maps).all()
+    assert own.face_maps is not None
+    assert swapped.face_maps is not None
+    shown, other = (maps[..., 3:].max(-1) > 0 for maps in (own.face_maps, swapped.face_maps))
+    assert (shown & other).sum() > 0.6 * (shown | other).sum()
+    both = shown & other
+    difference = np.abs(own.face_maps[..., 3:].astype(int) - swapped.face_maps[..., 3:])[both]
+    assert difference.mean() > 10
+
+
+def test_scenes_without_a_person_have_blank_maps() -> None:
+    clip = SyntheticSource(World(seed=5, size_wh=(32, 48), scene_only=1.0), frames=2, face="swapped").draw(3)
+    assert clip.is_scene
+    assert clip.face_maps is not None
+    for maps in (clip.masks, clip.pose_maps, clip.face_maps):
+        assert not maps.any()
 
 
 def test_fingerprints_tell_worlds_apart() -> None:

@@ -156,16 +156,17 @@ def build_source(cfg: TrainConfig, *, frames: int, consecutive: bool = True, fac
     """The source that a recipe's settings name.
 
     Args:
-        cfg: whose `data` says where clips come from, and `world` what the synthetic ones are.
+        cfg: `data` says where clips come from, `scene_share` how many of them show nobody; `world` what synthetic
+            clips are; `buckets` and `strides` how filmed ones are cut.
         frames: driving frames per sample.
         consecutive: driving frames follow each other in time; else they are random moments of the clip.
         face: whether face maps come along, and whose.
+    Raises:
+        UserError: data that is not there or not usable.
     """
-    from xdyna.data.synthetic.clips import World
-    from xdyna.data.synthetic_source import SyntheticSource
+    from xdyna.data.build import build
 
-    world = World(**cfg.world.model_dump())
-    return SyntheticSource(world, frames=frames, consecutive=consecutive, face=face)
+    return build(cfg, frames=frames, consecutive=consecutive, face=face)
 
 
 def _faces(clip: TrainingClip) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdyna.data.source import Face, TrainingClip
-from xdyna.data.synthetic.clips import Clip, ClipSpec, World, clip_spec, render
+from xdyna.data.synthetic.clips import Clip, ClipSpec, World, clip_spec, face_swapped, render
 from xdyna.preprocess.draw import draw_pose_maps
 from xdyna.preprocess.face import face_maps
 
@@ -87,4 +87,7 @@ class SyntheticSource:
 
     def _face_maps(self, spec: ClipSpec, clip: Clip, times_s: NDArray[np.float64], index: int) -> NDArray[np.uint8]:
         """uint8 [1+F, H, W, 6]."""
+        if self.face == "swapped":
+            swapped = face_swapped(spec, np.random.default_rng([self.world.seed, index, 4]))
+            clip = render(swapped, times_s, self.world.size_wh, self.world.fps)
         return np.stack([np.concatenate(pair, -1) for pair in face_maps(clip.frames, clip.tracks)])
