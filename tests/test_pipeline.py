@@ -111,6 +111,21 @@ def test_frames_of_a_still_clip_are_equal_when_they_share_their_noise(pipeline: 
     assert torch.equal(starts[1], starts[1][:, :, :1].expand_as(starts[1]))
 
 
+def test_a_start_that_keeps_everything_is_the_noised_reference(pipeline: XDynaPipeline) -> None:
+    keeping = XDynaPipeline(**pipeline.components, start_keep=1.0)
+    reference = torch.randn(1, LATENT_SHAPE[0], 1, *LATENT_SHAPE[1:], generator=seeded(4))
+    noise = draw_noise(3, LATENT_SHAPE, seeded(1))
+    starts = []
+    for pipe in (pipeline, keeping):
+        with recorded(pipe.unet) as calls:
+            run(pipe, 3, guidance_scale=1.0, num_inference_steps=1, reference_latents=reference, noise=noise)
+        starts.append(calls[0]["0"][:, :, 1:])
+    scheduler = keeping.scheduler
+    wanted = scheduler.add_noise(reference.expand_as(noise), noise, scheduler.timesteps[:1])
+    assert not torch.allclose(starts[0], wanted, atol=1e-3)
+    torch.testing.assert_close(starts[1], wanted)
+
+
 def test_streams_do_not_shift_each_other(pipeline: XDynaPipeline) -> None:
     """What is passed instead of being drawn changes nothing that is still drawn."""
     settings = {"num_inference_steps": 2, **LONG}

@@ -34,9 +34,11 @@ def draw_noise(num_driving_frames: int, shape_chw: Sequence[int], generator: tor
     return torch.stack([torch.randn(*shape_chw, generator=generator) for _ in range(num_driving_frames)], dim=1)[None]
 
 
-def draw_mask(num_driving_frames: int, shape_chw: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Fair coin per element, bool [1, C, F, h, w] on the CPU, one draw per frame in frame order."""
-    draws = [torch.rand(*shape_chw, generator=generator) >= 0.5 for _ in range(num_driving_frames)]
+def draw_mask(
+    num_driving_frames: int, shape_chw: Sequence[int], generator: torch.Generator, keep: float = 0.5
+) -> Tensor:
+    """True with probability `keep` per element, bool [1, C, F, h, w] on the CPU, one draw per frame in frame order."""
+    draws = [torch.rand(*shape_chw, generator=generator) >= 1 - keep for _ in range(num_driving_frames)]
     return torch.stack(draws, dim=1)[None]
 
 

@@ -78,6 +78,8 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         schedule: how clips are cut into windows unless a call says otherwise (see `xdyna.windows`).
         shared_noise: all frames of a clip start from the same noise, for models trained so: what does not move in the
             picture then does not flicker.
+        start_keep: share of the reference's latent elements, 0..1, that the start of the denoising keeps; the others
+            take their blur.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->image_prompt->unet->vae"
@@ -112,6 +114,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         size_limits: dict[str, Any] | None = None,
         schedule: str = "open",
         shared_noise: bool = False,
+        start_keep: float = 0.5,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -128,7 +131,9 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             feature_extractor=feature_extractor,
             stored_prompt=stored_prompt,
         )
-        self.register_to_config(size_limits=size_limits, schedule=schedule, shared_noise=shared_noise)
+        self.register_to_config(
+            size_limits=size_limits, schedule=schedule, shared_noise=shared_noise, start_keep=start_keep
+        )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.sizes = inputs.SizeLimits.build(size_limits, self.vae_scale_factor)
         for adapter in (dynamics_adapter, image_prompt):
@@ -538,7 +543,8 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if latents is None:
             drawn = 1 if self.config.shared_noise else num_frames
             noise = draw_noise(drawn, frame_shape, noise_stream).expand(clip_shape) if noise is None else noise
-            mask = draw_mask(drawn, frame_shape, mask_stream).expand(clip_shape) if mask is None else mask
+            if mask is None:
+                mask = draw_mask(drawn, frame_shape, mask_stream, self.config.start_keep).expand(clip_shape)
             latents = initial_latents(reference_latents, noise, mask, self.scheduler, timesteps[0])
         latents = latents.to(device, torch.float32)
         extra = self._extra_step_kwargs(step_stream, eta)
