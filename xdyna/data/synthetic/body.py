@@ -126,7 +126,7 @@ def stand(body: Body, motion: Motion, times_s: FloatArray) -> Trunk:
     down = -_direction(column("head_tilt") + 0.5 * column("lean"))
     head = neck - down * (body.neck + body.head_ry * 0.9)
     axes = np.stack([np.stack([down[:, 1], -down[:, 0]], -1), down], 1)
-    head_yaw = np.clip(column("head_turn") + 0.7 * yaw, -0.75, 0.75)
+    head_yaw = np.clip(column("head_turn") + 0.7 * yaw, -0.65, 0.65)
     return Trunk(joints, head, axes, hips, yaw, head_yaw)
 
 

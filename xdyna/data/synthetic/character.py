@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,8 @@ SKIRTS = {"skirt": 0.36, "dress": 0.5}
 BOTTOMS = ("trousers", "shorts", *SKIRTS)
 PATTERNS = ("plain", "band", "vest", "stripes", "dots")
 
+#: Colours that differ by this much (of 441, from black to white) cannot be taken for each other.
+APART = 60.0
 _SKIN = ((246, 212, 184), (232, 184, 150), (208, 156, 118), (168, 116, 80), (124, 82, 56), (92, 58, 40))
 _EYES = ((92, 56, 30), (60, 110, 170), (60, 130, 70), (40, 34, 34))
 _LIPS = ((196, 88, 88), (226, 104, 110), (190, 44, 60))
@@ -51,18 +54,19 @@ class Character:
 
 
 def random_character(rng: np.random.Generator) -> Character:
-    """A person with bold clothes whose top and bottom differ clearly in colour."""
-    hue = rng.random()
-    top = _cloth(rng, hue)
+    """A person with bold clothes; skin, hair, top and bottom differ clearly in colour (a dress is all top)."""
+    skin = _near(rng, _SKIN[int(rng.integers(len(_SKIN)))], 8)
+    hair = _apart(lambda: _near(rng, _HAIR[int(rng.integers(len(_HAIR)))], 8), skin)
+    top = _apart(lambda: _cloth(rng, rng.random()), skin, hair)
+    bottom = _apart(lambda: _cloth(rng, rng.random(), dark=rng.random() < 0.5), skin, top)
     bottom_kind = str(rng.choice(BOTTOMS, p=[0.4, 0.15, 0.25, 0.2]))
-    bottom = _cloth(rng, hue + rng.uniform(0.25, 0.75), dark=rng.random() < 0.5)
     return Character(
         body=random_body(rng),
-        skin=_near(rng, _SKIN[int(rng.integers(len(_SKIN)))], 8),
-        hair=_near(rng, _HAIR[int(rng.integers(len(_HAIR)))], 8),
+        skin=skin,
+        hair=hair,
         hair_style=str(rng.choice(HAIR_STYLES, p=[0.25, 0.1, 0.25, 0.2, 0.2])),
         top=top,
-        trim=_cloth(rng, hue + rng.uniform(0.3, 0.7)),
+        trim=_apart(lambda: _cloth(rng, rng.random()), top, skin),
         sleeve=str(rng.choice(SLEEVES, p=[0.25, 0.4, 0.35])),
         pattern=str(rng.choice(PATTERNS, p=[0.4, 0.12, 0.12, 0.18, 0.18])),
         bottom=top if bottom_kind == "dress" else bottom,
@@ -72,8 +76,8 @@ def random_character(rng: np.random.Generator) -> Character:
         lips=_near(rng, _LIPS[int(rng.integers(len(_LIPS)))], 8),
         hair_length=float(rng.uniform(0.16, 0.26)),
         hat=str(rng.choice(HATS, p=[0.79, 0.07, 0.07, 0.07])),
-        hat_colour=_cloth(rng, rng.random()),
-        cape=_cloth(rng, hue + rng.uniform(0.35, 0.65), dark=rng.random() < 0.5) if rng.random() < 0.15 else None,
+        hat_colour=_apart(lambda: _cloth(rng, rng.random()), hair),
+        cape=_apart(lambda: _cloth(rng, rng.random(), dark=rng.random() < 0.5), top) if rng.random() < 0.15 else None,
     )
 
 
@@ -87,15 +91,26 @@ def with_head(person: Character, other: Character) -> Character:
 
 
 def stranger(person: Character, rng: np.random.Generator) -> Character:
-    """Somebody whose skin and hair have clearly other colours."""
+    """Somebody whose skin and hair have clearly other colours, which also differ from the person's top."""
     while True:
         other = random_character(rng)
-        skin, hair = (
-            float(np.linalg.norm(np.subtract(*colours)))
-            for colours in ((person.skin, other.skin), (person.hair, other.hair))
-        )
-        if skin > 50 and hair > 50:  # of 441, from black to white
+        if min(
+            distance(person.skin, other.skin), distance(person.hair, other.hair), distance(person.top, other.skin)
+        ) > APART:  # fmt: skip
             return other
+
+
+def distance(first: Colour, second: Colour) -> float:
+    """Between two colours, 0..441."""
+    return float(np.linalg.norm(np.subtract(first, second)))
+
+
+def _apart(draw: Callable[[], Colour], *others: Colour) -> Colour:
+    """A drawn colour that differs clearly from some others."""
+    while True:
+        colour = draw()
+        if all(distance(colour, other) > APART for other in others):
+            return colour
 
 
 def shade(colour: Colour, amount: float) -> Colour:

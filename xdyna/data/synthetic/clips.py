@@ -21,6 +21,8 @@ from xdyna.data.synthetic.soft import swing
 from xdyna.errors import UserError, near_matches
 from xdyna.preprocess.tracks import Tracks
 
+SMALL_HEAD_PX = 10.0  # half the height of heads below which faces are drawn simply
+
 
 @dataclass(frozen=True)
 class World:
@@ -155,8 +157,9 @@ def stage(spec: ClipSpec, times_s: NDArray[np.float64], size_wh: tuple[int, int]
     motion = calmed(spec.motion, spec.camera.travel)
     figure = place(spec.character.body, motion, times_s)
     loose = swing(spec.character, motion, times_s)
-    shapes = paint(spec.character, figure, loose, layers=3 if size_wh[1] <= 192 else 8)
     to_pixels = Projection(spec.camera, size_wh)
+    small = to_pixels.scale_px * spec.character.body.head_ry < SMALL_HEAD_PX
+    shapes = paint(spec.character, figure, loose, layers=3 if size_wh[1] <= 192 else 8, small=small)
     shadows = _shadows(figure, to_pixels) if to_pixels.ground_px < size_wh[1] else None
     return Staged(figure, shapes, to_pixels, max(1, round(192 / size_wh[1])), shadows)
 

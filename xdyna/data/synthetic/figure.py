@@ -16,7 +16,7 @@ FloatArray = NDArray[np.float64]
 TURNED = 0.55  # radians of yaw from which the farther arm is behind the trunk
 
 
-def paint(character: Character, figure: Figure, soft: Soft, layers: int) -> list[Shape]:
+def paint(character: Character, figure: Figure, soft: Soft, layers: int, *, small: bool = False) -> list[Shape]:
     """The person's shapes from back to front.
 
     Args:
@@ -24,8 +24,9 @@ def paint(character: Character, figure: Figure, soft: Soft, layers: int) -> list
         figure: the person at the frames' times.
         soft: hair, cape and hem at the same times.
         layers: tones per rounded part.
+        small: the face has a few pixels only: leave out what would smear it.
     """
-    painter = Painter(layers)
+    painter = Painter(layers, small=small)
     if character.cape and soft.cape is not None:
         _cape_back(painter, character.cape, figure, soft.cape)
     back_hair(painter, character, figure, soft.hair)

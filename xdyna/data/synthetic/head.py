@@ -18,7 +18,7 @@ _TAIL = np.asarray([0.020, 0.036, 0.045, 0.046, 0.040, 0.028, 0.010])
 
 def back_hair(painter: Painter, character: Character, figure: Figure, strands: FloatArray | None) -> None:
     """What hangs behind the head; `strands` [F, D, N, 2] as in `Soft.hair`."""
-    if character.hair_style == "bun":
+    if character.hair_style == "bun" and character.hat == "none":
         knot = _local(figure, character.body, ring(11) * [0.5, 0.42] + [0, -1.25], depth=-0.3)
         painter.blob(knot, character.hair, 0.02)
     elif character.hair_style == "long" and strands is not None:
@@ -96,15 +96,17 @@ def _hat(painter: Painter, character: Character, figure: Figure) -> None:
 
 def _features(painter: Painter, character: Character, figure: Figure) -> None:
     face = figure.face
+    bold = 0.0 if painter.small else 0.045
     down = figure.head_axes[:, None, 1] * character.body.head_ry
     dark = shade(character.hair, -0.3)
     for start in (36, 42):
         _eye(painter, character, figure, face[:, start : start + 6])
     for start in (17, 22):
         brow = face[:, start : start + 5]
-        painter.polygon(np.concatenate([brow + 0.045 * down, brow[:, ::-1] - 0.065 * down], 1), dark)
-    painter.polygon(face[:, [27, 35, 34, 33]], shade(character.skin, -0.14))
-    painter.polygon(face[:, [31, 33, 35]] + 0.02 * down, shade(character.skin, -0.36))
+        painter.polygon(np.concatenate([brow + bold * down, brow[:, ::-1] - 0.065 * down], 1), dark)
+    if not painter.small:
+        painter.polygon(face[:, [27, 35, 34, 33]], shade(character.skin, -0.14))
+        painter.polygon(face[:, [31, 33, 35]] + 0.02 * down, shade(character.skin, -0.36))
     painter.polygon(face[:, 48:60], character.lips)
     painter.polygon(face[:, 60:68], (84, 18, 28))
     upper, lower = face[:, 60:65], face[:, [60, 67, 66, 65, 64]]
@@ -119,11 +121,12 @@ def _eye(painter: Painter, character: Character, figure: Figure, lids: FloatArra
     axes = figure.head_axes[:, None]
     half = np.linalg.norm(lids[:, 1] - lids[:, 5], axis=-1)[:, None, None] / 2
     width = 0.115 * body.head_rx * body.face.eyes
-    for size, colour in ((1.0, character.eyes), (0.55, (16, 12, 12))):
+    rings = ((1.0, character.eyes), (0.55, (16, 12, 12)))
+    for size, colour in rings[1:] if painter.small else rings:
         circle = ring(9)[None]
         tall = np.minimum(half, size * 0.15 * body.head_ry)  # a wide open eye shows white above and below
         iris = circle[..., :1] * size * width * axes[:, :, 0] + circle[..., 1:] * tall * axes[:, :, 1]
         painter.polygon(middle + iris, colour)
     upper = lids[:, [0, 1, 2, 3]]
-    line = figure.head_axes[:, None, 1] * (0.065 * body.head_ry)
+    line = figure.head_axes[:, None, 1] * ((0.035 if painter.small else 0.065) * body.head_ry)
     painter.polygon(np.concatenate([upper + 0.3 * line, upper[:, ::-1] - line], 1), (40, 26, 26))

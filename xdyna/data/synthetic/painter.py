@@ -36,13 +36,14 @@ class Painter:
 
     Args:
         layers: tones per rounded part (1 flat, more for a smoother roundness in large pictures).
+        small: leave out what would smear a face of a few pixels.
 
     Attributes:
         shown: [F] in which frames the shapes to come are drawn; None: in all.
     """
 
-    def __init__(self, layers: int) -> None:
-        self.layers = layers
+    def __init__(self, layers: int, *, small: bool = False) -> None:
+        self.layers, self.small = layers, small
         self.shown: NDArray[np.bool_] | None = None
         along = np.linspace(0, 1, layers) if layers > 1 else np.zeros(1)
         self._sizes = 1 - 0.72 * along

@@ -79,7 +79,7 @@ def hem_rest(trunk: Trunk, character: Character) -> FloatArray:
     for hip, sign in ((8, -1), (11, 1)):
         start, knee, ankle = (trunk.joints[:, hip + k] for k in range(3))
         leg = start + (ankle - start) * share
-        corners.append(0.5 * leg + 0.5 * (start + (knee - start) * 2 * share) + [0.052 * sign, 0.0])
+        corners.append(0.5 * leg + 0.5 * (start + (knee - start) * 2 * share) + [0.064 * sign, 0.0])
     right, left = corners
     along = np.asarray([0.0, 0.36, 0.64, 1.0])[:, None]
     droop = np.asarray([[0, 0], [0, 0.014], [0, 0.014], [0, 0]])
