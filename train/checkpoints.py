@@ -141,7 +141,7 @@ def is_disk_error(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return True
     text = str(error)  # safetensors and torch have their own errors for a failed write
-    return type(error).__name__ == "SafetensorError" or "PytorchStreamWriter" in text or "file write failed" in text
+    return type(error).__name__ == "SafetensorError" or "PytorchStreamWriter" in text or "inline_container" in text
 
 
 def disk_reason(error: BaseException) -> str:

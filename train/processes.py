@@ -35,6 +35,8 @@ def open_accelerator(cfg: TrainConfig, system: nn.Module) -> Accelerator:
         )
     except ValueError as error:
         raise UserError(f"precision={cfg.precision}: not possible here ({error}); use precision=no") from None
+    if cfg.precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would quietly compute in float32
+        raise UserError("precision=fp16: needs a GPU, training runs on the CPU here; use precision=bf16 or no")
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("accelerate's configuration: FSDP of version 1; set fsdp_version: 2 (see configs/accelerate)")
     return accelerator

@@ -1,0 +1,100 @@
+"""Run the small recipe in several processes that talk over gloo, as `accelerate launch` starts them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from loop_parts import NoiseSource, SmallSystem, losses, small_config, train
+
+from xdyna.errors import UserError
+from xdyna.train.run import Run
+from xdyna.train.sharding import gathered
+
+#: How `accelerate launch` tells a process what its configuration asks for.
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+Job = dict[str, Any]
+
+
+def launch(jobs: list[Job], folder: Path, *, processes: int, env: dict[str, str] | None = None) -> None:
+    """Do jobs one after the other in `processes` new processes.
+
+    Args:
+        jobs: each has `out` (a run folder), `settings` of `TrainConfig`, and optionally `resume` and `bad` (the sample
+            that gives NaN). What it found lies in `OUT.RANK.pt`.
+        folder: for the list of jobs.
+        processes: how many.
+        env: further environment variables.
+    """
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {
+        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes),
+        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(env or {}),
+    }  # fmt: skip
+    running = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder / "jobs.json")],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        said = [process.communicate(timeout=250)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert all(process.returncode == 0 for process in running), "\n".join(said)
+
+
+def do(job: Job) -> dict[str, Any]:
+    """One job in this process: the losses, the first step's gradients, the final weights, what was refused."""
+    out, first = Path(job["out"]), {}
+
+    def note(run: Run, step: int) -> None:
+        if step == 0:
+            first.update({key: gathered(value.grad) for key, value in run.trained.items() if value.grad is not None})
+
+    system = SmallSystem()
+    kept = {key: value.clone() for key, value in system.frozen.state_dict().items()}
+    try:
+        train(
+            small_config(out, **job["settings"]),
+            system=system,
+            source=NoiseSource(bad=job.get("bad", -1)),
+            on_step=note,
+            resume=job.get("resume", False),
+        )
+    except UserError as error:
+        return {"refused": str(error)}
+    frozen = {key: gathered(value) for key, value in system.frozen.state_dict().items()}
+    same = all(torch.equal(value, frozen[key]) for key, value in kept.items())
+    return {"losses": losses(out), "gradients": first, "frozen_same": same}
+
+
+def main(path: Path) -> None:
+    """Do the jobs of a list; the main process writes what came out."""
+    for job in json.loads(path.read_text()):
+        found = do(job)
+        if os.environ["RANK"] == "0" or "refused" in found:
+            torch.save(found, f"{job['out']}.{os.environ['RANK']}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
