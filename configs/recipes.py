@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from xdyna.configs import lora_recipes
 from xdyna.configs.clips import ClipConfig
@@ -76,6 +76,16 @@ class ImageConfig(ClipConfig):
     norm_groups: int = 4
     prompt_tokens: int = 4
     prompt_dim: int = 32
+
+    @model_validator(mode="after")
+    def _check_together(self) -> ImageConfig:
+        if "motion" in self.trains and not self.consecutive:
+            raise ValueError(
+                "trains names motion, which frames of random moments do not reach; wanted consecutive=true"
+            )
+        if "face_controlnet" in self.trains and not self.face:
+            raise ValueError("trains names face_controlnet, which is not fed; wanted face=true")
+        return self
 
 
 class MotionModuleConfig(ClipConfig):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,7 +243,7 @@ def load_init(parts: Parts, init: Path, trains: Iterable[Part]) -> list[str]:
     return list(files)
 
 
-def _wanted(names: list[str]) -> list[str]:
+def _wanted(names: Sequence[str]) -> list[str]:
     kinds = ["a model folder with one of them"]
     return [*kinds, "the part's own folder or .safetensors file"] if len(names) == 1 else kinds
 

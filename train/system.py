@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from xdyna.configs.clips import ClipConfig
 from xdyna.configs.recipes import Part
 from xdyna.controlnets.residuals import Residuals, control_residuals, sum_residuals
 from xdyna.controlnets.s_face import SFaceControlNet
+from xdyna.data.cache import TensorCache
 from xdyna.latents import downgrade_input
 from xdyna.train.noise import Objective, sample_generators, uniform
 from xdyna.train.parts import Parts, encode, thaw, without_motion
@@ -81,6 +83,14 @@ class ClipSystem(nn.Module):
             early=cfg.early,
         )
         self._encoded: tuple[Any, Tensor] | None = None
+        self.latents = self._cache("latents", parts.vae)
+        self.embeddings = self._cache("embeddings", parts.image_encoder)
+
+    def _cache(self, name: str, model: nn.Module | None) -> TensorCache | None:
+        """Where the results of a frozen model are kept, if the recipe wants that."""
+        if self.cfg.cache is None or model is None:
+            return None
+        return TensorCache(self.cfg.cache / name, model, self.cfg.precision)
 
     @property
     def device(self) -> torch.device:
@@ -107,7 +117,8 @@ class ClipSystem(nn.Module):
         predicted = self.predict(reference, noisy, draws.timesteps, batch, tokens)
         target = self.objective.target(clean, noise, draws.timesteps)
         cover = torch.as_tensor(batch.masks[:, 1:], device=self.device).float() / 255  # [B, F, H, W]
-        weight = 1 + self.cfg.figure * adaptive_avg_pool2d(cover, clean.shape[-2:])[:, None]
+        height, width = clean.shape[-2:]
+        weight = 1 + self.cfg.figure * adaptive_avg_pool2d(cover, (height, width))[:, None]
         losses = (weight * (predicted.float() - target.float()) ** 2).mean((1, 2, 3, 4))  # [B]
         return {"loss": (self.objective.weight(draws.timesteps) * losses).mean()}
 
@@ -159,10 +170,19 @@ class ClipSystem(nn.Module):
     def _encode(self, batch: Batch) -> Tensor:
         """Latents [B, 1+F, C, h, w] of all frames; steps that see the same clips again encode them once."""
         if self._encoded is None or self._encoded[0] is not batch.frames:
-            pictures = to_unit(torch.as_tensor(batch.frames, device=self.device))
-            latents = encode(self.parts.vae, pictures).unflatten(0, batch.frames.shape[:2])
-            self._encoded = (batch.frames, latents)
+            if self.latents is None:
+                latents = self._encode_pictures(batch.frames)
+            else:
+                latents = self.latents.fetch([*np.concatenate(batch.frames)], self._encode_picture).to(self.device)
+            self._encoded = (batch.frames, latents.unflatten(0, batch.frames.shape[:2]))
         return self._encoded[1]
+
+    def _encode_pictures(self, pictures: NDArray[Any]) -> Tensor:
+        """uint8 [.., H, W, 3] -> [N, C, h, w]."""
+        return encode(self.parts.vae, to_unit(torch.as_tensor(pictures, device=self.device)))
+
+    def _encode_picture(self, picture: NDArray[Any]) -> Tensor:
+        return self._encode_pictures(picture[None])[0]
 
     def _explaining_noise(self, reference: Tensor, clean: Tensor, draws: Draws) -> Tensor:
         """The noise [B, C, F, h, w] by which the noisy latents differ from the clean ones.
@@ -175,7 +195,6 @@ class ClipSystem(nn.Module):
         shifted = draws.noise + (power / (1 - power)).sqrt() * (begin - clean)
         return torch.where(_wide(draws.from_reference), shifted, draws.noise)
 
-    @torch.no_grad()
     def image_tokens(self, references: NDArray[Any], dropped: Tensor | None = None) -> Tensor | None:
         """[B, n, D] of pictures uint8 [B, H, W, 3]; those that are dropped (bool [B]) count as no picture."""
         if self.parts.image_prompt is None:
@@ -184,8 +203,14 @@ class ClipSystem(nn.Module):
         pixels = pixels.to(self.device)
         if dropped is not None:
             pixels = pixels * ~dropped[:, None, None, None]
-        hidden = self.parts.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
-        return self.parts.image_prompt(hidden)
+        if self.embeddings is None:
+            return self.parts.image_prompt(self._embed(pixels))
+        hidden = self.embeddings.fetch([*pixels.cpu().numpy()], lambda one: self._embed(torch.as_tensor(one)[None])[0])
+        return self.parts.image_prompt(hidden.to(self.device))
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        """What the image prompt reads of pictures as the encoder takes them, [N, 3, side, side]."""
+        return self.parts.image_encoder(pixels.to(self.device), output_hidden_states=True).hidden_states[-2]
 
 
 def to_unit(frames: Any) -> Tensor:

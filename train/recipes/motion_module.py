@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from xdyna.configs.recipes import MotionModuleConfig
+from xdyna.configs.recipes import MotionModuleConfig, Part
 from xdyna.data.source import build_source
 from xdyna.train.export import save_model
 from xdyna.train.parts import load_base, load_init, renew
@@ -20,7 +20,7 @@ from xdyna.train.samples import Sampler
 from xdyna.train.system import ClipSystem
 
 RECIPE = "motion_module"
-TRAINS = ("motion",)
+TRAINS: tuple[Part, ...] = ("motion",)
 
 
 def train(cfg: MotionModuleConfig, *, resume: bool = False, quiet: bool = False) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from xdyna.configs.recipes import PoseControlNetConfig
+from xdyna.configs.recipes import Part, PoseControlNetConfig
 from xdyna.data.source import build_source
 from xdyna.train.export import save_model
 from xdyna.train.parts import load_base, load_init, renew
@@ -16,7 +16,7 @@ from xdyna.train.samples import Sampler
 from xdyna.train.system import ClipSystem
 
 RECIPE = "pose_controlnet"
-TRAINS = ("pose_controlnet",)
+TRAINS: tuple[Part, ...] = ("pose_controlnet",)
 
 
 def train(cfg: PoseControlNetConfig, *, resume: bool = False, quiet: bool = False) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from xdyna.configs.recipes import SFaceControlNetConfig
+from xdyna.configs.recipes import Part, SFaceControlNetConfig
 from xdyna.data.source import build_source
 from xdyna.train.export import save_model
 from xdyna.train.parts import load_base, load_init, renew
@@ -21,7 +21,7 @@ from xdyna.train.samples import Sampler
 from xdyna.train.system import ClipSystem
 
 RECIPE = "s_face_controlnet"
-TRAINS = ("face_controlnet",)
+TRAINS: tuple[Part, ...] = ("face_controlnet",)
 
 
 def train(cfg: SFaceControlNetConfig, *, resume: bool = False, quiet: bool = False) -> Path:
