@@ -32,9 +32,13 @@ _CODECS = {
     # code for the tree takes 8 macroblocks at a time, so unless the width is a multiple of 128 pixels it reads past the
     # last row, in memory that was never written, and now and then the bytes differ.
     "h264": Codec("libx264", {"crf": "17", "preset": "medium", "x264-params": "mbtree=0"}),
-    # x265 prints to stderr past FFmpeg's log, and its thread pool changes the bytes: both are switched off.
+    # x265 prints to stderr past FFmpeg's log, and its thread pool changes the bytes: both are switched off. A picture
+    # only one coding block wide makes it, too, read memory that was never written; blocks of 32 pixels, not 64, let
+    # every width above 32 come out the same each time.
     "h265": Codec(
-        "libx265", {"crf": "20", "preset": "medium", "x265-params": "log-level=none:pools=none:frame-threads=1"}, "hvc1"
+        "libx265",
+        {"crf": "20", "preset": "medium", "x265-params": "log-level=none:pools=none:frame-threads=1:ctu=32"},
+        "hvc1",
     ),
     "vp9": Codec("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "0"}),
     "av1": Codec("libsvtav1", {"crf": "24", "preset": "8", "svtav1-params": "lp=1"}),
