@@ -121,7 +121,7 @@ def _torso(painter: Painter, character: Character, figure: Figure) -> None:
     painter.blob(chest.outline(0.06), character.top, 0.03)
     _pattern(painter, character, chest)
     collar = ring(7, 0, np.pi) * [0.036, 0.03]
-    painter.polygon(chest.neck[:, None] + collar + chest.up[:, None] * 0.04, character.skin)
+    painter.polygon(chest.neck[:, None] + collar + chest.up[:, None] * 0.04, shade(character.skin, -0.2))
 
 
 def _pattern(painter: Painter, character: Character, chest: _Chest) -> None:
