@@ -1,16 +1,13 @@
 """The drawn world: repeatable, and what it says of itself is true of its pictures."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from xdyna.data.synthetic.clips import World, clip_spec, dressed_as, render, render_index
 from xdyna.data.synthetic.scenes import SCENES, build_scene
 from xdyna.errors import UserError
-from xdyna.preprocess.tracks import Tracks
 
 SIZE_WH = (64, 96)
 
@@ -97,15 +94,3 @@ def test_scenes_fill_any_frame_and_only_the_studio_stands_still(name: str) -> No
 def test_unknown_scene_names_near_ones() -> None:
     with pytest.raises(UserError, match="did you mean fire"):
         World(scenes=("fyre",))
-
-
-def test_synth_command_writes_clips(tmp_path: Path) -> None:
-    from xdyna.cli.data import app
-
-    args = ["synth", "-o", str(tmp_path), "--count", "2", "--frames", "3", "--size", "64x96", "--seed", "1"]
-    assert CliRunner().invoke(app, args).exit_code == 0
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == [f"clip-0000{k}{suffix}" for k in (0, 1) for suffix in (".mp4", ".png", ".tracks.npz")]
-    tracks = Tracks.load(tmp_path / "clip-00001.tracks.npz")
-    truth = render_index(World(seed=1, fps=15.0, scenes=tuple(SCENES)), 1, 3).tracks
-    assert np.array_equal(tracks.joints_xy, truth.joints_xy)
