@@ -101,6 +101,4 @@ def delta_e_2000(first: Floats, second: Floats) -> Floats:
     blue = 30 * np.exp(-(((hue - 275) / 25) ** 2))
     rotation = -2 * np.sqrt(chroma**7 / (chroma**7 + 25.0**7)) * np.sin(np.radians(2 * blue))
     parts = d_light / s_light, d_chroma / s_chroma, d_hue / s_hue
-    return np.asarray(
-        np.sqrt(parts[0] ** 2 + parts[1] ** 2 + parts[2] ** 2 + rotation * parts[1] * parts[2])
-    )
+    return np.asarray(np.sqrt(parts[0] ** 2 + parts[1] ** 2 + parts[2] ** 2 + rotation * parts[1] * parts[2]))

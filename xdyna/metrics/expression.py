@@ -59,9 +59,7 @@ def openness(frames: Frames, face_xy: NDArray[np.floating]) -> Openness:
     return Openness(mouth, eyes)
 
 
-def expression(
-    frames: Frames, face_xy: NDArray[np.floating], truth: Frames, part: str = "mouth"
-) -> float:
+def expression(frames: Frames, face_xy: NDArray[np.floating], truth: Frames, part: str = "mouth") -> float:
     """Correlation over a clip of the openness of `mouth` or `eyes` with that in the true frames; NaN if they rest.
 
     Args:

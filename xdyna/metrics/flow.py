@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -54,7 +55,7 @@ def optical_flow(frames: Frames) -> Floats:
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     vectors = np.empty((len(frames) - 1, height, width, 2), np.float32)
-    for index, (first, second) in enumerate(zip(grey[:-1], grey[1:], strict=True)):
+    for index, (first, second) in enumerate(pairwise(grey)):
         found = search.calc(_enlarged(first, enlarge), _enlarged(second, enlarge), None)
         found = cv2.resize(found, (width, height), interpolation=cv2.INTER_AREA) / enlarge
         change = cv2.blur(cv2.absdiff(first, second).astype(np.float32), (SEEN_SIDE_PX, SEEN_SIDE_PX))
