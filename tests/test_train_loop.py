@@ -133,12 +133,11 @@ def test_validation_is_the_loss_of_the_averaged_weights_on_held_out_clips(tmp_pa
     assert logged == pytest.approx(expected, rel=1e-6)
 
 
-def test_finite_data_is_validated_on_its_own_held_out_clips_only(tmp_path: Path) -> None:
+def test_another_source_can_serve_for_validation(tmp_path: Path) -> None:
     source, held_out = NoiseSource(num_clips=8), NoiseSource(num_clips=2)
-    train(small_config(tmp_path / "a", steps=1, validate_clips=2), source=source)
-    assert max(source.drawn) < 8
-    train(small_config(tmp_path / "b", steps=1, validate_clips=2), source=source, validation=held_out)
+    train(small_config(tmp_path, steps=1, validate_clips=2), source=source, validation=held_out)
     assert held_out.drawn == [0, 1]
+    assert max(source.drawn) < 8
 
 
 @pytest.mark.parametrize("writer", ["write_parts", "save_tensors"])
@@ -478,7 +477,11 @@ def test_problems_of_the_data_are_told_before_the_first_step(
     said = capsys.readouterr().out
     assert "data: clip-19.mp4: left out: broken" in said
     assert "and 5 more, see" in said
-    assert len((tmp_path / "data-problems.txt").read_text().splitlines()) == 25
+    skipped = tmp_path / "skipped.txt"
+    assert len(skipped.read_text().splitlines()) == 25
+    skipped.write_text(skipped.read_text() + "found broken in training\n")
+    Run(small_config(tmp_path, steps=1), "small", SmallSystem(), Flawed())
+    assert len(skipped.read_text().splitlines()) == 26
 
 
 def test_data_without_a_usable_clip_stops_before_the_folder_is_made(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from xdyna.configs.train import TrainConfig
-from xdyna.data.source import Batch, ClipSource, draw_batch
+from xdyna.data.source import SKIPPED, Batch, ClipSource, draw_batch
 from xdyna.errors import UserError
 from xdyna.train.checkpoints import (
     Checkpoints,
@@ -31,6 +31,7 @@ from xdyna.train.checkpoints import (
     save_tensors,
     write_parts,
 )
+from xdyna.train.dry import dry_run
 from xdyna.train.feed import Plan, micro_batches
 from xdyna.train.noise import sample_seed
 from xdyna.train.optimize import Average, build_optimizer, rate_factor
@@ -66,7 +67,7 @@ class Run:
         quiet: print nothing.
         sampler: writes samples of the weights in place into the folder it is given, for the step it is given.
         watchers: further `Watcher`s besides the log and the progress bar.
-        validation: source of held-out clips; without it, clips from `cfg.held_out` on where `source` is endless.
+        validation: source of held-out clips; without it, what `source` gives from sample `cfg.held_out` on.
 
     Attributes:
         system: the system as prepared for one or many processes; call it in the loop.
@@ -77,6 +78,7 @@ class Run:
 
     Raises:
         UserError: the folder belongs to another recipe or other data, or holds a run and `resume` is off; bad data.
+        DryRun: the settings ask for a dry run; it tells what the run would take.
     """
 
     def __init__(
@@ -103,12 +105,14 @@ class Run:
         self.plan = Plan(
             cfg.batch, cfg.accumulate, self.accelerator.num_processes, self.accelerator.process_index, cfg.reuse
         )
-        self.validation = validation or (source if source.num_clips is None else None)
+        self.validation = validation or source
         self._first_held_out = 0 if validation else cfg.held_out
         self._held_out: list[Batch] | None = None
         self._check_data()
         self.checkpoints = Checkpoints(self.folder, cfg.keep)
         self._prepare(system)
+        if cfg.dry_run:
+            raise dry_run(self)
         self._open(resume)
         self.watchers = [*standard_watchers(quiet=self.quiet), *watchers] if self.accelerator.is_main_process else []
 
@@ -230,7 +234,7 @@ class Run:
 
     def validate(self) -> float | None:
         """Mean loss of the averaged weights on the held-out clips; None where there are none."""
-        if self.validation is None or not self.cfg.validate_clips:
+        if not self.cfg.validate_clips:
             return None
         if self._held_out is None:
             self._held_out = self._draw_held_out()
@@ -247,7 +251,7 @@ class Run:
         for line in self.problems[:20]:
             self.say(f"data: {line}")
         if len(self.problems) > 20:
-            self.say(f"data: and {len(self.problems) - 20} more, see {self.folder / 'data-problems.txt'}")
+            self.say(f"data: and {len(self.problems) - 20} more, see {self.folder / SKIPPED}")
 
     def _prepare(self, system: nn.Module) -> None:
         self._train_mode()
@@ -276,7 +280,10 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.json").write_text(describe(self.cfg, self.recipe), encoding="utf-8")
             if self.problems:
-                (self.folder / "data-problems.txt").write_text("\n".join(self.problems) + "\n", encoding="utf-8")
+                skipped = self.folder / SKIPPED  # sources add to it what turns out unreadable later
+                known = skipped.read_text(encoding="utf-8").splitlines() if skipped.exists() else []
+                lines = dict.fromkeys([*known, *self.problems])
+                skipped.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         except OSError as error:
             raise UserError(f"--out {self.folder}: cannot be written: {error.strerror or error}") from None
         self.checkpoints.clear_partial()
@@ -402,7 +409,6 @@ class Run:
         self._tell(lambda watcher: watcher.on_sample(self.step, self.folder))
 
     def _draw_held_out(self) -> list[Batch]:
-        assert self.validation is not None
         batch, processes = self.plan.batch, self.plan.processes
         rounds = math.ceil(self.cfg.validate_clips / (batch * processes))
         blocks = [range((turn * processes + self.plan.rank) * batch, (turn * processes + self.plan.rank + 1) * batch)

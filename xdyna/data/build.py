@@ -14,7 +14,7 @@ from xdyna.data.folder import FolderSource, scan_folder
 from xdyna.data.mix import MixedSource
 from xdyna.data.recorded import Cut, RecordedSource, Recordings
 from xdyna.data.shards import ShardSource, find_shards, scan_shards
-from xdyna.data.source import ClipSource, Face
+from xdyna.data.source import SKIPPED, ClipSource, Face
 from xdyna.data.synthetic.clips import World
 from xdyna.data.synthetic_source import SyntheticSource
 from xdyna.errors import UserError
@@ -43,7 +43,7 @@ def build(cfg: TrainConfig, *, frames: int, consecutive: bool, face: Face) -> Cl
         group=group,
         seed=cfg.seed,
         held_out=cfg.held_out,
-        skipped=cfg.out / "skipped.txt",
+        skipped=cfg.out / SKIPPED,
     )
     world = World(**cfg.world.model_dump())
     views = [(_view(name, cut, world), share) for name, share in parts]

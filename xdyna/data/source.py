@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Face = Literal[False, True, "swapped"]
 
 FACE_CHANNELS = 6  # local RGB, global RGB
+SKIPPED = "skipped.txt"  # in a run's folder: a line for everything that was left out
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +105,7 @@ class ClipSource(Protocol):
     def draw(self, index: int) -> TrainingClip:
         """Sample number `index` (0 and up, also beyond `num_clips`: further epochs in another order).
 
-        A function of the index alone.
+        A function of the index alone. Numbers from the settings' `held_out` on are the validation set's.
         """
 
     def check(self) -> list[str]:
