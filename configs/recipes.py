@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from xdyna.configs import lora_recipes
+from xdyna.configs import lora_recipes, metrics_recipes
 from xdyna.configs.clips import ClipConfig
 from xdyna.configs.train import TrainConfig
 
@@ -47,7 +47,8 @@ class ImageConfig(ClipConfig):
     """Recipe `image`: the UNet, adapter and ControlNets of a small model, all at once or some of them.
 
     Attributes:
-        vae: folder of the trained autoencoder that a new model is built around; null: the base's.
+        vae: folder of the trained autoencoder that a new model is built around (null: the base's), or that takes the
+            place of the one in `init` (null: it stays).
         init: folder of a model to train further; null: a new one is built.
         trains: the parts that train; all others stay bit for bit as they are. `unet` means its spatial layers,
             `motion` its motion modules.
@@ -143,4 +144,5 @@ RECIPES: dict[str, type[TrainConfig]] = {
     "pose_controlnet": PoseControlNetConfig,
     "s_face_controlnet": SFaceControlNetConfig,
     **lora_recipes.RECIPES,
+    **metrics_recipes.RECIPES,
 }

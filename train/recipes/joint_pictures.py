@@ -78,7 +78,7 @@ def noisy(pictures: Tensor, source: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def through_vae(pictures: Tensor, vae: AutoencoderKL, share: float, source: torch.Generator) -> Tensor:
-    """Send a share of the pictures, chosen by chance, through an autoencoder, with noise of up to 0.4 standard deviations
+    """Send a share of the pictures through an autoencoder, with noise of up to 0.4 standard deviations
     on the latents."""
     chosen = torch.randperm(len(pictures), generator=source)[: round(share * len(pictures))]
     if not len(chosen):
