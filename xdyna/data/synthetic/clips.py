@@ -52,6 +52,10 @@ class World:
 
     def __post_init__(self) -> None:
         check_framings(self.framings)
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}, wanted 0 or more")
+        if not 0 < self.fps < float("inf"):
+            raise UserError(f"fps is {self.fps}, wanted frames per second, above 0")
         if not 0 <= self.loop_s < float("inf"):
             raise UserError(f"loop_s is {self.loop_s}, wanted seconds, 0 for scenes that do not repeat")
         if not 0 <= self.scene_only <= 1:

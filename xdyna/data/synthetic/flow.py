@@ -17,8 +17,8 @@ from xdyna.data.synthetic.clips import ClipSpec, Staged, cast_shadow, stage
 from xdyna.data.synthetic.scenes import Scene, build_scene
 from xdyna.data.synthetic.scenes_base import STILL, UNKNOWN, Floats
 
-AGREE_PX = 0.75  # forth and back again must lead this near to the beginning, else the place is hidden in one frame
-SPREAD_PX = 0.6  # a pixel whose parts go apart by more shows a mixture
+AGREE_PX = 0.5  # forth and back again must lead this near to the beginning, else the place is hidden in one frame
+SPREAD_PX = 0.3  # a pixel whose parts go apart by more shows a mixture
 
 _GONE_PX = 1e6  # where what is not drawn in the other frame goes
 

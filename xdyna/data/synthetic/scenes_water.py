@@ -70,7 +70,7 @@ def sea(rng: np.random.Generator, size_wh: tuple[int, int], clock: Clock) -> Sce
     def parts(time_s: float) -> NDArray[np.int8]:
         shown = np.where(moving > 0, UNKNOWN, STILL).astype(np.int8)  # foam at the edge comes and goes
         lapping = _WASH * np.sin(2 * np.pi * (rolled(time_s) - WAVES - bend))
-        shown[rows][(edge - lapping < -7 * soft) & (depth > 0.02)] = 1
+        shown[rows][(edge - lapping < -7 * soft) & (depth > 0.06)] = 1
         return shown
 
     def rolling(time_s: float, next_s: float) -> Floats:
@@ -124,7 +124,7 @@ def waterfall(rng: np.random.Generator, size_wh: tuple[int, int], clock: Clock) 
         picture[rows] = pool_colour * (1 + 0.22 * np.minimum(ripple, 0))[..., None] + 170 * bright[..., None]
         return to_image(picture)
 
-    moving = np.maximum(weight, pool).astype(np.float32)
+    moving = np.minimum(np.maximum(weight, pool), 1).astype(np.float32)
     shown = np.where(moving > 0, UNKNOWN, STILL).astype(np.int8)
     shown[weight > 0.98] = 1
     shown[rows][near[:, 0] > 0.6] = 2  # closer to the fall, foam hides the ripples
