@@ -21,6 +21,7 @@ class ClipConfig(TrainConfig):
         early: exponent of the timesteps' distribution; 1 is uniform, more draws noisier ones more often.
         start: share of clips at the last timestep whose noisy latents come from the reference, downgraded and noised as
             the pipeline's first latents are, instead of from the frames themselves.
+        start_keep: share of the reference's latent elements that such a start keeps; the others take their blur.
         shared_noise: noise, and the mask of the start, are drawn once per clip and used for all its driving frames.
         reference_dropout: share of clips whose reference is taken away: its latents are zero, its image tokens those of
             no picture. What guidance on the reference compares with.
@@ -32,6 +33,7 @@ class ClipConfig(TrainConfig):
     figure: float = Field(2.0, ge=0)
     early: float = Field(1.5, gt=0)
     start: float = Field(0.4, ge=0, le=1)
+    start_keep: float = Field(0.5, ge=0, le=1)
     shared_noise: bool = False
     reference_dropout: float = Field(0.0, ge=0, le=1)
     renew: tuple[NewPart, ...] = ()

@@ -163,7 +163,7 @@ def test_adapter_of_full_size_has_as_many_parameters_as_the_paper_says() -> None
 # -- draws -----------------------------------------------------------------------------------------------------------
 
 
-SHAPE = torch.Size((400, 4, 2, 5, 5))
+SHAPE = torch.Size((400, 4, 2, 5, 5))  # [B, 1+F, C, h, w]
 
 
 def test_draws_depend_on_seed_and_sample_alone(tiny_folder: Path) -> None:
@@ -187,6 +187,12 @@ def test_shares_are_what_the_settings_say(tiny_folder: Path) -> None:
     assert set(draws.reference.tolist()) == {0, 1, 2, 3}
     later = system_of(tiny_folder, early=3.0).draw(np.arange(400), SHAPE)
     assert float(later.timesteps.float().mean()) == pytest.approx(749, abs=40)
+
+
+def test_a_start_keeps_as_much_of_the_reference_as_set(tiny_folder: Path) -> None:
+    for keep in (0.0, 0.5, 1.0):
+        mask = system_of(tiny_folder, start_keep=keep).draw(np.arange(100), SHAPE).mask
+        assert float(mask.float().mean()) == pytest.approx(keep, abs=0.02)
 
 
 def test_shared_noise_is_one_frame_for_all(tiny_folder: Path) -> None:

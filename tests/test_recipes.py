@@ -125,10 +125,12 @@ def _is(pattern: str, key: str) -> bool:
 @pytest.mark.recipe
 def test_result_is_a_pipeline_with_the_bases_settings(tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
+    used = ["shared_noise=true", "start_keep=0.75", "sample_every=1", "sample_steps=1"]
     run("dynamics_adapter", "--set", f"base={tiny_folder}", "--out", str(out), "--steps", "1",
-        sets=[*SMALL, "frames=2", "shared_noise=true", "sample_every=1", "sample_steps=1"])  # fmt: skip
+        sets=[*SMALL, "frames=2", *used])  # fmt: skip
     pipe = XDynaPipeline.from_pretrained(out / "model", dtype=torch.float32)
     assert pipe.config.shared_noise
+    assert pipe.config.start_keep == 0.75
     assert pipe.config.size_limits == {"min_wh": [32, 48], "max_wh": [64, 96], "multiple": 8}
     assert (out / "model" / "animate.yaml").read_text() == (tiny_folder / "animate.yaml").read_text()
     assert not any(path.is_symlink() for path in (out / "model").rglob("*"))  # small enough to be copied
@@ -187,6 +189,17 @@ def test_init_starts_from_a_parts_own_folder_or_a_model(tiny_folder: Path, tmp_p
 
 
 @pytest.mark.recipe
+def test_image_takes_another_autoencoder_for_a_model(image_model: Path, vae: Path, tmp_path: Path) -> None:
+    run("vae", "--init", str(vae), "--out", str(tmp_path / "vae"), "--steps", "1",
+        sets=[*SMALL, "widths=[8, 8, 8]", "train_encoder=false"])  # fmt: skip
+    newer = tmp_path / "vae" / "model" / "vae"
+    run("image", "--init", str(image_model), "--out", str(tmp_path / "run"), "--steps", "1",
+        sets=[*SMALL, *SHAPE, f"vae={newer}"])  # fmt: skip
+    after = weights(tmp_path / "run" / "model")
+    assert all(torch.equal(after[key], value) for key, value in weights(newer.parent).items())
+
+
+@pytest.mark.recipe
 def test_exported_model_is_half_the_size_and_keeps_its_settings(image_model: Path, tmp_path: Path) -> None:
     from xdyna.train.export import export_pipeline
 
@@ -229,6 +242,8 @@ def test_unknown_recipe_names_near_ones(capsys: pytest.CaptureFixture[str]) -> N
         (["dynamics_adapter", "--set", "trains=[vae]"], "trains"),
         (["s_face_controlnet", "--set", "scene_share=0.5"], "scene_share"),
         (["dynamics_adapter", "--set", "reference_drop=1"], "did you mean reference_dropout"),
+        (["image", "--set", "trains=[motion]"], "wanted consecutive=true"),
+        (["image", "--set", "trains=[face_controlnet]"], "wanted face=true"),
     ],
 )
 def test_mistakes_are_one_line(

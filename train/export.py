@@ -23,6 +23,8 @@ from xdyna.train.system import ClipSystem
 
 #: What the embedded model takes: everything from its own size to twice that.
 SIZE_LIMITS: dict[str, Any] = {"min_wh": [64, 96], "max_wh": [128, 192], "multiple": 8}
+#: What a pipeline folder says about how its model is used.
+SETTINGS = ("size_limits", "schedule", "shared_noise", "start_keep")
 #: Files of the base above this size are linked, not copied.
 LINKED_BYTES = 64 << 20
 
@@ -52,11 +54,10 @@ def save_model(system: ClipSystem, folder: Path) -> None:
 
 
 def changed_parts(parts: Parts, trains: Collection[str]) -> set[str]:
-    """Names of the parts that differ from the base's: what trained, and the new one that every pipeline needs."""
+    """Names of the parts that differ from the base's: what trained, and new ones that every pipeline needs."""
     if parts.folder is None:
         return {name for name, part in vars(parts).items() if isinstance(part, nn.Module)}
-    needed = {"pose_controlnet", *({"dynamics_adapter"} & {*trains})} & parts.new
-    return {"unet" if name == "motion" else name for name in trains} | needed
+    return {"unet" if name == "motion" else name for name in trains} | (parts.new & {"vae", "pose_controlnet"})
 
 
 def _take_over(base: Path, folder: Path, written: Collection[str]) -> None:
@@ -84,7 +85,7 @@ def _write_index(folder: Path, parts: Parts, written: Collection[str], cfg: Clip
     for name in sorted(written):
         kind = type(getattr(parts, name))
         index[name] = [kind.__module__.partition(".")[0], kind.__name__]
-    index["shared_noise"] = cfg.shared_noise
+    index |= {"shared_noise": cfg.shared_noise, "start_keep": cfg.start_keep}
     with written_whole(path) as part:
         part.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
@@ -108,7 +109,7 @@ def export_pipeline(model: Path, out: Path, settings: Mapping[str, Any] | None =
     Args:
         model: a run's `model` folder.
         out: folder to write.
-        settings: of the pipeline (`size_limits`, `schedule`, `shared_noise`), over the model's own.
+        settings: of the pipeline (`SETTINGS`), over the model's own.
 
     Returns:
         Parameters in all.
@@ -119,7 +120,7 @@ def export_pipeline(model: Path, out: Path, settings: Mapping[str, Any] | None =
         module.to(torch.float16)
     parts.dynamics_adapter.detach()
     index = json.loads((model / INDEX).read_text(encoding="utf-8")) if (model / INDEX).is_file() else {}
-    kept = {key: index[key] for key in ("size_limits", "schedule", "shared_noise") if key in index}
+    kept = {key: index[key] for key in SETTINGS if key in index}
     pipeline = XDynaPipeline(
         **modules, scheduler=parts.scheduler, **{"size_limits": SIZE_LIMITS, **kept, **(settings or {})}
     )

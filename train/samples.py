@@ -73,7 +73,7 @@ def _animate_one(system: ClipSystem, batch: Batch, steps: int, seed: int) -> NDA
     source = torch.Generator().manual_seed(seed)
     drawn = 1 if system.cfg.shared_noise else frames
     noise = draw_noise(drawn, shape, source).expand(1, -1, frames, -1, -1).to(device)
-    mask = draw_mask(drawn, shape, source).expand(1, -1, frames, -1, -1)
+    mask = draw_mask(drawn, shape, source, system.cfg.start_keep).expand(1, -1, frames, -1, -1)
     scheduler.set_timesteps(steps, device=device)
     latents = initial_latents(reference, noise, mask, scheduler, scheduler.timesteps[0])
     tokens = system.image_tokens(batch.frames[:, 0])

@@ -135,7 +135,7 @@ class ClipSystem(nn.Module):
         timesteps = self.objective.timesteps(sources)
         timesteps[from_reference] = len(self.objective.alphas_cumprod) - 1
         noise = self.objective.noise(sources, drawn).expand(whole)
-        mask = (uniform(sources, drawn) >= 0.5).expand(whole)
+        mask = (uniform(sources, drawn) >= 1 - cfg.start_keep).expand(whole)
         to = self.device
         return Draws(reference, dropped.to(to), from_reference.to(to), timesteps.to(to), noise.to(to), mask.to(to))
 
@@ -196,14 +196,18 @@ class ClipSystem(nn.Module):
         return torch.where(_wide(draws.from_reference), shifted, draws.noise)
 
     def image_tokens(self, references: NDArray[Any], dropped: Tensor | None = None) -> Tensor | None:
-        """[B, n, D] of pictures uint8 [B, H, W, 3]; those that are dropped (bool [B]) count as no picture."""
+        """[B, n, D] of pictures uint8 [B, H, W, 3]; those that are dropped (bool [B]) count as no picture.
+
+        None for a model without an image prompt.
+        """
         if self.parts.image_prompt is None:
             return None
         pixels = self.parts.feature_extractor(images=list(references), return_tensors="pt").pixel_values
         pixels = pixels.to(self.device)
         if dropped is not None:
             pixels = pixels * ~dropped[:, None, None, None]
-        if self.embeddings is None:
+        trains = any(p.requires_grad for p in self.parts.image_encoder.parameters())
+        if self.embeddings is None or trains:
             return self.parts.image_prompt(self._embed(pixels))
         hidden = self.embeddings.fetch([*pixels.cpu().numpy()], lambda one: self._embed(torch.as_tensor(one)[None])[0])
         return self.parts.image_prompt(hidden.to(self.device))

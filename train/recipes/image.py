@@ -6,6 +6,7 @@ so here the same network is trained at once: on pairs of unrelated moments of a 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from xdyna.configs.recipes import ImageConfig
 from xdyna.data.source import build_source
 from xdyna.train.export import save_model
-from xdyna.train.new_model import build_parts
+from xdyna.train.new_model import build_parts, read_vae
 from xdyna.train.parts import load_base, renew
 from xdyna.train.run import Run
 from xdyna.train.samples import Sampler
@@ -27,6 +28,8 @@ def train(cfg: ImageConfig, *, resume: bool = False, quiet: bool = False) -> Pat
     """Train the chosen parts; return the folder of the model (`<out>/model`), a whole pipeline."""
     torch.manual_seed(cfg.seed)
     parts = load_base(cfg.init) if cfg.init else build_parts(cfg)  # every part frozen
+    if cfg.init and cfg.vae:
+        parts = replace(parts, vae=read_vae(cfg), new=parts.new | {"vae"})
     renew(parts, cfg.renew)
     system = ClipSystem(parts, cfg, cfg.trains, face=cfg.face, motion=cfg.consecutive)  # thaws what trains
     source = build_source(cfg, frames=cfg.frames, consecutive=cfg.consecutive, face=cfg.face)
