@@ -244,3 +244,16 @@ def test_autocast_runs_a_half_precision_host_with_a_full_precision_adapter() -> 
         got = run(unet, sample, text)
     assert next(adapter.parameters()).dtype == torch.float32
     assert (got.float() - wanted).abs().mean() < 0.05 * wanted.abs().mean()
+
+
+def test_motion_modules_train_on_channels_last_latents() -> None:
+    """One clip in the memory layout in which a VAE hands out its latents; nothing before the modules trains."""
+    unet = small_unet(pool_group_norm=False)
+    for block in unet.down_blocks:
+        block.motion_modules.requires_grad_(True)
+    sample, text = inputs(unet, batch=1)
+    frames = sample[0].transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    unet(frames.transpose(0, 1)[None], 500, text).sample[:, :, 1:].square().mean().backward()
+    gradient = unet.down_blocks[0].motion_modules[0].norm.weight.grad
+    assert gradient is not None
+    assert gradient.abs().max() > 0

@@ -91,7 +91,8 @@ class DrivingMotionModule(AnimateDiffTransformer3D):
     def _mix_over_time(self, x: Tensor) -> Tensor:
         """[B, F, C, h, w] -> [B, F, C, h, w]: each pixel attends along its own F frames."""
         batch, num_frames, _, height, width = x.shape
-        tokens = self.norm(x.flatten(0, 1)).unflatten(0, (batch, num_frames))
+        # Contiguous: torch 2.13's GroupNorm crashes in its backward pass on channels-last input that needs no gradient.
+        tokens = self.norm(x.flatten(0, 1).contiguous()).unflatten(0, (batch, num_frames))
         tokens = tokens.permute(0, 3, 4, 1, 2).flatten(0, 2)  # [B*h*w, F, C]
         tokens = self.proj_in(tokens)
         for block in self.transformer_blocks:
