@@ -33,6 +33,7 @@ from xdyna.metrics.bars import (
     likeness,
     living,
     living_bars,
+    loose_and_firm,
     means,
     noise_of_equal_energy,
     true_background,
@@ -45,7 +46,6 @@ from xdyna.metrics.held_out import (
     Case,
     build_case,
     held_out_cases,
-    loose_regions,
     stopped_cases,
     swapped_case,
 )
@@ -274,12 +274,10 @@ def lag_bars(model: Model, world: World, count: int) -> list[Bar]:
     """How long hair and skirts go on after the body has stopped."""
     found: dict[str, list[float]] = {"model": [], "truth": [], "vae": []}
     for case, stop in stopped_cases(world, count, FRAMES):
-        swinging = [case.regions[name][1:] for name in loose_regions(case.spec)]
-        loose = np.any(swinging, axis=0)
-        body = (case.truth.masks > 127) & ~loose
+        loose, firm = loose_and_firm(case)
         clips = {"model": model.animate(case), "truth": case.truth.frames, "vae": model.round_trip(case.truth.frames)}
         for name, frames in clips.items():
-            found[name].append(lag(frames, loose, body, stop, world.fps))
+            found[name].append(lag(frames, loose, firm, stop, world.fps))
     if not found["truth"]:
         return []
     value, truth, decoded = (float(np.nanmean(found[name])) for name in ("model", "truth", "vae"))

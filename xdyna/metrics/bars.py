@@ -12,7 +12,7 @@ from xdyna.data.synthetic.regions import REGIONS
 from xdyna.metrics.clips import Floats, Frames, Mask, grown, mean_where
 from xdyna.metrics.colour import colour
 from xdyna.metrics.flow import optical_flow, speeds, steps_where
-from xdyna.metrics.held_out import Case
+from xdyna.metrics.held_out import Case, loose_regions
 from xdyna.metrics.joints import JointRegressor, joint_distances, person_height
 from xdyna.metrics.motion_energy import map_correlation, motion_map
 from xdyna.metrics.psnr import psnr
@@ -140,6 +140,13 @@ def noise_of_equal_energy(case: Case, rng: np.random.Generator) -> Frames:
     alone = case.scene_alone()[1:].astype(np.float32)
     strength = float(np.abs(np.diff(alone, axis=0)).mean()) * np.sqrt(np.pi) / 2
     return np.clip(np.round(still + rng.normal(0, strength, still.shape)), 0, 255).astype(np.uint8)
+
+
+def loose_and_firm(case: Case) -> tuple[Mask, Mask]:
+    """Bool [F, H, W] each: the parts of a person that swing, and the middle of the top, away from them."""
+    loose = np.any([case.regions[name][1:] for name in loose_regions(case.spec)], axis=0)
+    top = ~grown(~case.regions["top"][1:], 1)
+    return loose, top & ~grown(loose, MARGIN_PX)
 
 
 def means(rows: Sequence[Figures]) -> Figures:

@@ -19,7 +19,7 @@ def lag(frames: Frames, loose: NDArray[Any], body: NDArray[Any], stop: int, fps:
     Args:
         frames: uint8 RGB [F, H, W, 3].
         loose: where the loose parts are, [F, H, W] or [H, W], see `clips.as_mask`.
-        body: where the rest of the person is.
+        body: where the rest of the person is, well away from the loose parts; empty masks count as resting.
         stop: the first frame at which the body stands still, 3 or more; at least two frames follow.
         fps: frames per second.
 
@@ -31,7 +31,7 @@ def lag(frames: Frames, loose: NDArray[Any], body: NDArray[Any], stop: int, fps:
         raise ValueError(f"stop is {stop}, wanted 3 to {len(frames) - 3} in a clip of {len(frames)} frames")
     moving, resting = (changes(frames, as_mask(masks, frames.shape[:3])) for masks in (loose, body))
     pace = float(np.nanmean(moving[:stop]))
-    beyond = np.nansum(np.maximum(moving[stop:] - resting[stop:], 0))
+    beyond = np.nansum(np.maximum(moving[stop:] - np.nan_to_num(resting[stop:]), 0))
     return float(beyond / pace / fps) if pace > 0 else float("nan")
 
 
