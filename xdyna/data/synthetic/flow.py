@@ -93,7 +93,7 @@ def meeting(forth: Paths, back: Paths) -> Paths:
     y = np.rint(rows + forth.flow[..., 1]).astype(int)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     there = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
-    error = np.linalg.norm(forth.flow + back.flow[there], axis=-1)
+    error = np.hypot(*np.moveaxis(forth.flow + back.flow[there], -1, 0))
     known = forth.known & inside & back.known[there] & (error < AGREE_PX)
     return Paths(np.where(known[..., None], forth.flow, 0), known)
 
@@ -125,21 +125,20 @@ class _Person:
         """The motion of what one frame shows to another frame, the person being in front of the scene."""
         labels = self._labels(frame)
         steps = self._steps(frame, other)[labels]  # [H * fine, W * fine, 2, 3]
-        x, y = ((np.arange(side) + 0.5) / self.fine for side in labels.shape[::-1])
+        x, y = ((np.arange(side, dtype=np.float32) + 0.5) / self.fine for side in labels.shape[::-1])
         gone = (steps[..., 0] * x[None, :, None] + steps[..., 1] * y[:, None, None] + steps[..., 2]).astype(np.float32)
         around = np.ones((self.blur, self.blur), np.uint8)
-        spread = (cv2.dilate(gone, around) - cv2.erode(gone, around)).max(-1)
-        drawn = (labels > 0).astype(np.uint8)
+        spread = cv2.dilate(gone, around) - cv2.erode(gone, around)
+        drawn = (labels > 0).astype(np.float32)
         whole = self._per_pixel(cv2.erode(drawn, around)) == 1
         free = self._per_pixel(cv2.dilate(drawn, around)) == 0
-        coherent = self._per_pixel(spread) < SPREAD_PX
+        coherent = self._per_pixel(np.maximum(spread[..., 0], spread[..., 1])) < SPREAD_PX
         flow = np.where(whole[..., None], self._per_pixel(gone), scene.flow)
         return Paths(flow.astype(np.float32), (whole & coherent) | (free & scene.known & ~self._shaded(frame)))
 
-    def _per_pixel(self, values: NDArray[np.generic]) -> NDArray[np.floating]:
+    def _per_pixel(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Means [H, W, ..] of what is given larger."""
-        width, height = self.size_wh
-        return np.asarray(values.reshape(height, self.fine, width, self.fine, *values.shape[2:]).mean((1, 3)))
+        return np.asarray(cv2.resize(values, self.size_wh, interpolation=cv2.INTER_AREA), np.float32)
 
     def _labels(self, frame: int) -> NDArray[np.int32]:
         """Which polygon is seen, counted from 1; 0: none. [H * fine, W * fine]."""
@@ -151,7 +150,7 @@ class _Person:
                 cv2.fillPoly(labels, [points], number, cv2.LINE_8, 4)
         return labels
 
-    def _steps(self, frame: int, other: int) -> NDArray[np.float64]:
+    def _steps(self, frame: int, other: int) -> NDArray[np.float32]:
         """For each label the affine map [N + 1, 2, 3] from a point, pixels, to how far it goes."""
         steps = np.zeros((len(self.corners) + 1, 2, 3))
         for number, (corners, shown) in enumerate(zip(self.corners, self.shown, strict=True), 1):
@@ -163,7 +162,7 @@ class _Person:
             spread = (now - middle).T @ (now - middle)
             turn = np.linalg.solve(spread + (1e-3 * np.trace(spread) + 1e-9) * np.eye(2), (now - middle).T @ gone).T
             steps[number, :, :2], steps[number, :, 2] = turn, gone.mean(0) - turn @ middle
-        return steps
+        return steps.astype(np.float32)
 
     def _shaded(self, frame: int) -> Mask:
         """Where the person's shadow lies."""
