@@ -54,8 +54,8 @@ class ImageConfig(ClipConfig):
             `motion` its motion modules.
         consecutive: frames follow each other in time, and motion modules run; else they come from random moments of
             the clip, any of them is the reference, and motion modules are left out.
-        beta_end: end of the linear noise schedule of a new model. The default leaves a quarter of the signal's power at
-            the last timestep, through which the reference's background is seen in place.
+        start, start_keep, shared_noise, terminal_signal: the defaults make denoising set out from the reference itself,
+            slightly noised: what stays where it is in the picture need not be looked up.
         face: feed the face maps to the face ControlNet.
         widths, layers, heads, norm_groups: of a new UNet (and, but for heads, its ControlNets).
         attention: per level, whether it has spatial attention.
@@ -68,7 +68,10 @@ class ImageConfig(ClipConfig):
     frames: int = Field(4, ge=1)
     consecutive: bool = False
     reuse: int = Field(2, ge=1)
-    beta_end: float = Field(0.0019, gt=0, lt=1)
+    start: float = Field(1.0, ge=0, le=1)
+    start_keep: float = Field(1.0, ge=0, le=1)
+    shared_noise: bool = True
+    terminal_signal: float | None = Field(0.97, gt=0, lt=1)
     face: bool = False
     widths: tuple[int, ...] = (32, 64, 96)
     attention: tuple[bool, ...] = (False, True, True)

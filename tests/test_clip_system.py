@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDIMScheduler
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tiny_models import tiny_pipeline
@@ -23,6 +23,7 @@ from xdyna.controlnets.pose import PoseControlNet
 from xdyna.controlnets.s_face import SFaceControlNet
 from xdyna.data.source import Batch, build_source, draw_batch
 from xdyna.errors import UserError
+from xdyna.latents import initial_latents
 from xdyna.prompts import StoredPrompt
 from xdyna.train.parts import Parts, controlnet_from_unet, count_parameters, load_base, load_init, renew, thaw
 from xdyna.train.system import ClipSystem
@@ -182,8 +183,7 @@ def test_shares_are_what_the_settings_say(tiny_folder: Path) -> None:
     kept = ~draws.dropped
     assert float(draws.from_reference[kept].float().mean()) == pytest.approx(0.4, abs=0.08)
     assert not draws.from_reference[draws.dropped].any()  # nothing of a dropped reference is left
-    assert (draws.timesteps[draws.from_reference] == 999).all()
-    assert float(draws.timesteps[~draws.from_reference].float().mean()) == pytest.approx(499.5, abs=60)
+    assert float(draws.timesteps.float().mean()) == pytest.approx(499.5, abs=60)
     assert set(draws.reference.tolist()) == {0, 1, 2, 3}
     later = system_of(tiny_folder, early=3.0).draw(np.arange(400), SHAPE)
     assert float(later.timesteps.float().mean()) == pytest.approx(749, abs=40)
@@ -208,7 +208,8 @@ def test_starting_from_the_reference_still_asks_for_the_truth(tiny_folder: Path,
     """Where noisy latents come from the reference, a perfect prediction leads to the clean driving frames."""
     system = system_of(tiny_folder, start=1.0, prediction=prediction)
     reference, clean = torch.randn(2, 4, 1, 6, 6), torch.randn(2, 4, 3, 6, 6)
-    draws = system.draw(np.arange(2), torch.Size((2, 4, 4, 6, 6)))
+    drawn = system.draw(np.arange(2), torch.Size((2, 4, 4, 6, 6)))
+    draws = replace(drawn, timesteps=torch.full_like(drawn.timesteps, 999))
     noise = system._explaining_noise(reference, clean, draws)
     noisy = system.objective.add_noise(clean, noise, draws.timesteps)
     signal = float(system.objective.alphas_cumprod[-1])
@@ -217,6 +218,30 @@ def test_starting_from_the_reference_still_asks_for_the_truth(tiny_folder: Path,
     target = system.objective.target(clean, noise, draws.timesteps)
     restored = system.objective.to_clean(target, noisy, draws.timesteps)
     torch.testing.assert_close(restored, clean, rtol=0, atol=2e-3)
+
+
+def test_training_sees_what_a_perfect_model_would_meet(tiny_folder: Path) -> None:
+    """DDIM from the noised reference, given the truth in every step, passes through the training's noisy latents."""
+    system = system_of(tiny_folder, start=1.0, start_keep=1.0, terminal_signal=0.9, prediction="sample")
+    reference, clean = torch.randn(1, 4, 1, 6, 6), torch.randn(1, 4, 3, 6, 6)
+    draws = system.draw(np.arange(1), torch.Size((1, 4, 4, 6, 6)))
+    noise = system._explaining_noise(reference, clean, draws)
+    settings = {"clip_sample": False, "timestep_spacing": "trailing", "steps_offset": 0}
+    scheduler = DDIMScheduler.from_config(system.objective.scheduler.config, **settings)
+    scheduler.set_timesteps(5)
+    mask = torch.ones_like(clean, dtype=torch.bool)
+    latents = initial_latents(reference, draws.noise, mask, scheduler, scheduler.timesteps[0])
+    for timestep in scheduler.timesteps:
+        expected = system.objective.add_noise(clean, noise, timestep.reshape(1))
+        torch.testing.assert_close(latents, expected, rtol=0, atol=1e-4)
+        latents = scheduler.step(clean, timestep, latents).prev_sample
+
+
+@pytest.mark.parametrize("signal", [0.1, 0.9, 0.99])
+def test_a_schedule_ends_at_the_signal_that_is_asked_for(tiny_folder: Path, signal: float) -> None:
+    objective = system_of(tiny_folder, terminal_signal=signal).objective
+    assert float(objective.alphas_cumprod[-1]) == pytest.approx(signal, abs=1e-4)
+    assert (objective.alphas_cumprod.diff() <= 0).all()
 
 
 # -- loss ------------------------------------------------------------------------------------------------------------

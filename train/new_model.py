@@ -76,7 +76,7 @@ def read_vae(cfg: ImageConfig) -> AutoencoderKL:
 def _scheduler(cfg: ImageConfig) -> DDIMScheduler:
     return DDIMScheduler(
         beta_start=0.00085,
-        beta_end=cfg.beta_end,
+        beta_end=0.012,
         beta_schedule="linear",
         clip_sample=False,
         steps_offset=0,

@@ -55,6 +55,16 @@ def uniform(generators: Generators, shape: Sequence[int] = (), device: torch.dev
     return torch.stack([torch.rand(tuple(shape), generator=source) for source in generators]).to(device)
 
 
+def linear_schedule(terminal_signal: float, num_timesteps: int) -> dict[str, Any]:
+    """Settings of a diffusers scheduler whose betas rise linearly until the last timestep keeps this signal power."""
+    low, high = 0.0, 1.0  # the end of the betas, halved down: the more noise, the less signal
+    for _ in range(60):
+        middle = (low + high) / 2
+        kept = torch.linspace(middle / 20, middle, num_timesteps, dtype=torch.float64).neg().log1p().sum().exp()
+        low, high = (middle, high) if kept > terminal_signal else (low, middle)
+    return {"beta_schedule": "linear", "beta_start": low / 20, "beta_end": low, "trained_betas": None}
+
+
 class Objective:
     """How latents are noised in training, what is predicted, and how much each timestep weighs.
 
@@ -65,6 +75,8 @@ class Objective:
         min_snr: cap of the signal-to-noise ratio in the weight (Hang et al. 2023); 0: all timesteps weigh 1.
         noise_offset: standard deviation of the part of the noise that is constant over a channel.
         early: exponent of the timesteps' distribution; 1 is uniform, more draws noisy ones more often.
+        terminal_signal: share of signal power, above 0 and below 1, that the last timestep of a new linear schedule
+            keeps; None: the scheduler's schedule as it is.
 
     Attributes:
         scheduler: a scheduler of the same class that samples what is trained here; save it with the weights.
@@ -83,12 +95,15 @@ class Objective:
         min_snr: float = 0.0,
         noise_offset: float = 0.0,
         early: float = 1.0,
+        terminal_signal: float | None = None,
     ) -> None:
         self.prediction = prediction or scheduler.config.prediction_type
         self.min_snr, self.noise_offset, self.early = min_snr, noise_offset, early
         if self.prediction not in PREDICTIONS:
             raise UserError(f"prediction={self.prediction}: not known{near_matches(self.prediction, PREDICTIONS)}")
         changes: dict[str, Any] = {"prediction_type": self.prediction}
+        if terminal_signal is not None:
+            changes |= linear_schedule(terminal_signal, scheduler.config.num_train_timesteps)
         if zero_snr:
             changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         self.scheduler = type(scheduler).from_config(scheduler.config, **changes)

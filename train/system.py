@@ -32,7 +32,7 @@ class Draws:
     Attributes:
         reference: int64 [B], which of the 1+F frames is the reference.
         dropped: bool [B], the reference is taken away.
-        from_reference: bool [B], the noisy latents come from the reference, at the last timestep.
+        from_reference: bool [B], the noise also explains the way from the reference that the pipeline starts from.
         timesteps: int64 [B].
         noise: [B, C, F, h, w].
         mask: bool [B, C, F, h, w]; where `from_reference`, true keeps and false takes the blur.
@@ -81,6 +81,7 @@ class ClipSystem(nn.Module):
             min_snr=cfg.min_snr,
             noise_offset=cfg.noise_offset,
             early=cfg.early,
+            terminal_signal=cfg.terminal_signal,
         )
         self._encoded: tuple[Any, Tensor] | None = None
         self.latents = self._cache("latents", parts.vae)
@@ -133,7 +134,6 @@ class ClipSystem(nn.Module):
         dropped = uniform(sources) < cfg.reference_dropout
         from_reference = (uniform(sources) < cfg.start) & ~dropped
         timesteps = self.objective.timesteps(sources)
-        timesteps[from_reference] = len(self.objective.alphas_cumprod) - 1
         noise = self.objective.noise(sources, drawn).expand(whole)
         mask = (uniform(sources, drawn) >= 1 - cfg.start_keep).expand(whole)
         to = self.device
@@ -187,11 +187,12 @@ class ClipSystem(nn.Module):
     def _explaining_noise(self, reference: Tensor, clean: Tensor, draws: Draws) -> Tensor:
         """The noise [B, C, F, h, w] by which the noisy latents differ from the clean ones.
 
-        Where they come from the downgraded reference that is not only what was drawn: the difference between the two,
-        seen through the schedule, is part of what has to be predicted away.
+        A pipeline that sets out from the downgraded reference sees more in its first latents than the noise that was
+        drawn: the difference between reference and truth, through the schedule's last timestep, is part of what it has
+        to predict away, and DDIM carries it along to all later timesteps.
         """
         begin = downgrade_input(reference, draws.mask)
-        power = _wide(self.objective.alphas_cumprod.to(clean.device)[draws.timesteps])
+        power = self.objective.alphas_cumprod[-1]
         shifted = draws.noise + (power / (1 - power)).sqrt() * (begin - clean)
         return torch.where(_wide(draws.from_reference), shifted, draws.noise)
 
