@@ -59,6 +59,16 @@ def test_in_a_looping_world_the_scene_goes_on_from_the_reference() -> None:
         assert -1e-9 <= reference_s < SPAN_S or round(loops) == 0
         num_same += round(loops) == 0
     assert num_same == 0  # six seconds have room for another loop
+
+
+def test_random_moments_of_a_looping_world_show_one_moment_of_its_scene() -> None:
+    world = World(seed=5, size_wh=(32, 48), loop_s=2.0)
+    source = SyntheticSource(world, frames=12, consecutive=False)
+    for index in range(5):
+        times_s = source.times_s(index)
+        loops = (times_s - times_s[0]) / world.loop_s
+        assert loops == pytest.approx(loops.round(), abs=1e-9)
+        assert len(set(loops.round())) == 13
     clip = source.draw(0)
     before = source.times_s(0)[1] - 1 / world.fps
     shown = render(clip_spec(world, 0), np.asarray([before]), world.size_wh, world.fps)

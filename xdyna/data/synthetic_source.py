@@ -16,6 +16,7 @@ from xdyna.preprocess.draw import draw_pose_maps
 from xdyna.preprocess.face import face_maps
 
 SPAN_S = 6.0  # moments of a clip are drawn from its first seconds
+LOOPS_S = 20.0  # and from so many, where they have to be whole loops apart
 
 
 class SyntheticSource:
@@ -23,6 +24,7 @@ class SyntheticSource:
 
     In a world whose scenes repeat, the reference of consecutive frames shows the scene exactly one frame before the
     first driving frame, a whole number of loops away: the motion goes on from the reference while the dance does not.
+    Random moments are whole loops apart there: the scene stands still, and only the dancer differs.
 
     Args:
         world: what is drawn.
@@ -67,7 +69,12 @@ class SyntheticSource:
         """The moments of sample `index`: [1+F] seconds, the reference's first."""
         rng = np.random.default_rng([self.world.seed, index, 3])
         if not self.consecutive:
-            return np.roll(rng.uniform(0, SPAN_S, self.frames + 1), 1)
+            moments_s = np.roll(rng.uniform(0, SPAN_S, self.frames + 1), 1)
+            if self.world.loop_s > 0:
+                loops = max(math.ceil(LOOPS_S / self.world.loop_s), self.frames + 1)
+                chosen = rng.choice(loops, self.frames + 1, replace=False)
+                moments_s = moments_s[0] % self.world.loop_s + self.world.loop_s * chosen
+            return moments_s
         start_s = rng.uniform(0, SPAN_S)
         before_s = start_s - 1 / self.world.fps
         if self.world.loop_s > 0:
