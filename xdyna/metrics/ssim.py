@@ -16,7 +16,7 @@ C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def ssim(frames: Frames, truth: Frames, masks: NDArray[Any] | None = None) -> float:
-    """Mean SSIM over frames, channels and the pixels whose window lies inside the frame.
+    """Mean SSIM over frames, channels and pixels; windows at the edge see mirrored pixels, as torchmetrics has it.
 
     Args:
         frames: uint8 RGB [F, H, W, 3], sides of 11 pixels or more.
@@ -24,19 +24,17 @@ def ssim(frames: Frames, truth: Frames, masks: NDArray[Any] | None = None) -> fl
         masks: where to measure, [F, H, W]: the windows' middles; the windows reach 5 pixels beyond.
 
     Returns:
-        -1..1, 1 for equal clips; NaN where the mask covers no such pixel.
+        -1..1, 1 for equal clips; NaN for an empty mask.
     """
     check_pair(frames, truth)
     if min(frames.shape[1:3]) < WINDOW_PX:
         raise ValueError(f"frames are {frames.shape[2]}x{frames.shape[1]}, wanted sides of at least {WINDOW_PX} px")
-    where, edge = as_mask(masks, frames.shape[:3]), WINDOW_PX // 2
-    maps = np.stack([ssim_map(made, wanted) for made, wanted in zip(frames, truth, strict=True)])
-    inside = (slice(None), slice(edge, -edge), slice(edge, -edge))
-    return mean_where(maps.mean(-1)[inside], where[inside])
+    maps = np.stack([ssim_map(made, wanted).mean(-1) for made, wanted in zip(frames, truth, strict=True)])
+    return mean_where(maps, as_mask(masks, frames.shape[:3]))
 
 
 def ssim_map(made: NDArray[Any], wanted: NDArray[Any]) -> Floats:
-    """SSIM around every pixel of one picture, float64 [H, W, 3]; the outer 5 pixels see mirrored ones."""
+    """SSIM around every pixel of one picture, float64 [H, W, 3]."""
     x, y = made.astype(np.float64), wanted.astype(np.float64)
     mean_x, mean_y = _blur(x), _blur(y)
     variance_x, variance_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
