@@ -63,10 +63,11 @@ def test_every_truth_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        assert _synth(tmp_path / name, "--count", "1", "--first", "3", "--frames", "4", "--swapped") == 0
+    for name, first, count in (("a", "3", "1"), ("b", "2", "2")):
+        options = ("--first", first, "--count", count, "--frames", "4", "--swapped")
+        assert _synth(tmp_path / name, *options) == 0
     files = sorted((tmp_path / "a").iterdir())
-    assert {path.name for path in files} == {path.name for path in (tmp_path / "b").iterdir()}
+    assert {path.name for path in files} == {path.name for path in (tmp_path / "b").glob("clip-00003.*")}
     assert all(path.read_bytes() == (tmp_path / "b" / path.name).read_bytes() for path in files)
     swapped = {f"clip-00003.swapped.{kind}.mp4" for kind in ("face_local", "face_global")}
     assert swapped < {path.name for path in files}

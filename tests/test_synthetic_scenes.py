@@ -1,6 +1,9 @@
 """Scenes: they loop exactly, move only where they say, and their motion is the one they tell."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,3 +201,15 @@ def test_the_dance_does_not_loop_with_the_scene() -> None:
 def test_worlds_that_cannot_be(settings: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         World(**settings)  # type: ignore[arg-type]
+
+
+def test_the_example_of_the_page_runs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "synthetic.md").read_text()
+    found = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert found
+    code = found[1].replace("(192, 288)", "(64, 96)").replace("np.arange(24)", "np.arange(4)")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["flow"].shape == (3, 96, 64, 2)
+    assert names["target"].frames.shape == names["clip"].frames.shape == (4, 96, 64, 3)
+    assert all(f"| {name} |" in page for name in SCENES)
