@@ -64,6 +64,7 @@ class TrainConfig(Config):
         keep: how many of the last checkpoints stay; the best one stays besides.
         validate_clips: held-out clips whose loss is taken before each checkpoint, to know the best; 0: none.
         sample_every: steps between samples; 0 draws none.
+        wandb: show the run in Weights & Biases as well (needs `pip install wandb`).
         held_out: index of the first clip of the validation set, which training never reaches.
         world: the synthetic world, where `data` is synthetic.
         dry_run: build and check everything, print what a run would take, and stop before the first step.
@@ -103,6 +104,7 @@ class TrainConfig(Config):
     keep: int = Field(2, gt=0)
     validate_clips: int = Field(8, ge=0)
     sample_every: int = Field(200, ge=0)
+    wandb: bool = False
     held_out: int = 10_000_000
     world: WorldConfig = WorldConfig()
     dry_run: bool = False

@@ -64,7 +64,7 @@ def test_autoencoder_learns_its_scale_and_reports(vae: Path) -> None:
     assert re.fullmatch(
         r"step 2: PSNR whole [\d.]+ dB, figure [\d.]+ dB\n", (vae.parents[1] / "report.txt").read_text()
     )
-    assert (vae.parents[1] / "sample-000002.png").stat().st_size > 1000
+    assert (vae.parents[1] / "samples" / "step-000002.png").stat().st_size > 1000
 
 
 @pytest.mark.recipe
@@ -140,8 +140,8 @@ def test_result_is_a_pipeline_with_the_bases_settings(tiny_folder: Path, tmp_pat
     frames = pipe(np.full((48, 32, 3), 90, np.uint8), maps, num_inference_steps=2, guidance_scale=1.0, window=3,
                   overlap=1, output_type="np", generator=torch.Generator().manual_seed(0)).frames  # fmt: skip
     assert np.isfinite(frames).all()
-    assert (out / "sample-000001.png").is_file()
-    assert (out / "sample-000001.mp4").stat().st_size > 1000
+    assert (out / "samples" / "step-000001.png").is_file()
+    assert (out / "samples" / "step-000001.mp4").stat().st_size > 1000
     assert re.match(
         r"step 1: PSNR dB model_whole [\d.]+, model_figure [\d.]+, copy_whole ", (out / "report.txt").read_text()
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,18 +14,23 @@ from xdyna.data.source import Batch, ClipSource, draw_batch
 from xdyna.latents import draw_mask, draw_noise, initial_latents
 from xdyna.metrics.psnr import psnr
 from xdyna.train.parts import decode, encode
+from xdyna.train.sample_files import note_sample, sample_path, write_sheet
 from xdyna.train.system import ClipSystem, to_unit
 from xdyna.video.write import VideoWriter
 
 CLIPS = 6
 SHEET_FRAMES = 6
+CAPTION = (
+    "Sheet: for every clip the reference, then its frames: the truth, the pose maps, the model. "
+    "Video: the model above the truth, the clips side by side."
+)
 
 
 class Sampler:
     """Animates the same held-out clips whenever it is called.
 
-    Writes into the run folder `report.txt` (a line of figures per call), `sample-NNNNNN.png` (per clip: truth, pose
-    maps, model; the reference first) and `sample-NNNNNN.mp4` (model above truth, the clips side by side).
+    Writes into the run folder `report.txt` (a line of figures per call), `samples/step-NNNNNN.png` (per clip: truth,
+    pose maps, model; the reference first) and `samples/step-NNNNNN.mp4` (model above truth, the clips side by side).
 
     Args:
         system: as it trains.
@@ -47,8 +51,15 @@ class Sampler:
         text = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
         with (folder / "report.txt").open("a") as report:
             report.write(f"step {step}: PSNR dB {text}\n")
-        write_sheet(folder / f"sample-{step:06d}.png", self._batch, made)
-        write_video(folder / f"sample-{step:06d}.mp4", self._batch, made, self.cfg.world.fps)
+        write_sheet(sample_path(folder, step, ".png"), contact_sheet(self._batch, made))
+        write_video(sample_path(folder, step, ".mp4"), self._batch, made, self.cfg.world.fps)
+        note_sample(
+            folder,
+            step,
+            CAPTION,
+            {f"PSNR of the {area} (dB)": {who: values[f"{who}_{part}"] for who in ("model", "copy", "vae")}
+             for part, area in (("whole", "frames"), ("figure", "figures"))},
+        )  # fmt: skip
 
 
 @torch.no_grad()
@@ -117,18 +128,15 @@ def _joined(clips: NDArray[Any]) -> NDArray[Any]:
     return clips.reshape(-1, *clips.shape[2:])
 
 
-def write_sheet(path: Path, batch: Batch, made: NDArray[np.uint8]) -> None:
-    """A contact sheet: per clip one row of truth, one of pose maps and one of the model, the reference first."""
+def contact_sheet(batch: Batch, made: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Per clip one row of truth, one of pose maps and one of the model, the reference first: uint8 RGB [H, W, 3]."""
     picked = np.linspace(0, made.shape[1] - 1, SHEET_FRAMES).round().astype(int)
     rows = []
     for clip in range(len(batch)):
         reference = batch.frames[clip, 0]
         for strip in (batch.frames[clip, 1:], batch.pose_maps[clip, 1:], made[clip]):
             rows.append(np.concatenate([reference, *strip[picked]], 1))
-    sheet = np.concatenate(rows)
-    if sheet.shape[1] < 1000:
-        sheet = np.repeat(np.repeat(sheet, 2, 0), 2, 1)
-    cv2.imwrite(str(path), sheet[..., ::-1])
+    return np.concatenate(rows)
 
 
 def write_video(path: Path, batch: Batch, made: NDArray[np.uint8], fps: float) -> None:

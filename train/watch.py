@@ -87,8 +87,11 @@ class Bar:
 
 
 def standard_watchers(*, quiet: bool) -> list[Watcher]:
-    """What every run has: the log, and unless `quiet` the progress bar."""
-    return [Log()] if quiet else [Log(), Bar()]
+    """What every run has: the log, TensorBoard, W&B (if asked for), the page, and unless `quiet` the progress bar."""
+    from xdyna.train.live import Page, TensorBoard, WeightsAndBiases
+
+    shown: list[Watcher] = [Log(), WeightsAndBiases(), TensorBoard(), Page()]
+    return shown if quiet else [*shown, Bar()]
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

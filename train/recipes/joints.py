@@ -27,6 +27,7 @@ from xdyna.metrics.joints import JointRegressor, JointsShape, cell_middles, load
 from xdyna.train.noise import sample_generator
 from xdyna.train.recipes.joint_pictures import blurred, moved, noisy, recoloured, through_vae
 from xdyna.train.run import Run
+from xdyna.train.sample_files import note_sample, sample_path, write_sheet
 from xdyna.train.system import to_unit
 
 RECIPE = "joints"
@@ -158,7 +159,11 @@ class Report:
         frames = draw_batch(self.source, self.indices[:8]).frames[:, 0]
         found, _ = self.regressor.find(frames)
         pictures = [_marked(frame, joints) for frame, joints in zip(frames, found, strict=True)]
-        cv2.imwrite(str(folder / f"sample-{step:06d}.png"), np.concatenate(pictures, 1)[..., ::-1])
+        write_sheet(sample_path(folder, step, ".png"), np.concatenate(pictures, 1))
+        errors = {"mean": mean_px, "median": median_px}
+        note_sample(
+            folder, step, "Held-out people and the joints that were found.", {"Error of the joints (px)": errors}
+        )
 
     @torch.no_grad()
     def errors(self) -> tuple[float, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,10 +17,12 @@ from xdyna.errors import UserError
 from xdyna.metrics.psnr import psnr
 from xdyna.train.noise import normal, sample_generators
 from xdyna.train.run import Run
+from xdyna.train.sample_files import note_sample, sample_path, write_sheet
 from xdyna.train.system import to_unit
 
 RECIPE = "vae"
 SAMPLES = 48
+CAPTION = "Originals above their reconstructions."
 
 
 def train(cfg: VaeConfig, *, resume: bool = False, quiet: bool = False) -> Path:
@@ -134,7 +135,8 @@ class HeldOut:
         with (folder / "report.txt").open("a") as report:
             report.write(f"step {step}: PSNR whole {whole:.2f} dB, figure {figure:.2f} dB\n")
         rows = [np.concatenate([*part[k : k + 12]], 1) for k in (0, 12) for part in (frames, pictures)]
-        cv2.imwrite(str(folder / f"sample-{step:06d}.png"), np.concatenate(rows)[..., ::-1])
+        write_sheet(sample_path(folder, step, ".png"), np.concatenate(rows))
+        note_sample(folder, step, CAPTION, {"PSNR (dB)": {"whole frames": whole, "figures": figure}})
 
 
 def _colour_distance(decoded: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
