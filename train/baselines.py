@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers.utils import logging
 
 from xdyna.adapters.image_prompt import ImagePromptAdapter
 from xdyna.adapters.reference_net import ReferenceNet
@@ -98,15 +101,31 @@ def freeze_unread(encoder: CLIPVisionModelWithProjection) -> None:
 
 def save_image_prompt_model(system: ClipSystem, folder: Path) -> None:
     """Write a pipeline folder as `save_model` does, without a Dynamics-Adapter and with what a new prompt needs."""
-    save_model(system, folder)
-    parts = system.parts
+    with _without_bars():
+        save_model(system, folder)
+        _complete(system.parts, folder)
+
+
+def _complete(parts: Parts, folder: Path) -> None:
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     index["dynamics_adapter"] = [None, None]
     shutil.rmtree(folder / "dynamics_adapter", ignore_errors=True)
     for name in ("image_prompt", "image_encoder", "feature_extractor"):
-        if name in parts.new:
+        if name in parts.new and not (folder / name).exists():
             part = getattr(parts, name)
             part.save_pretrained(folder / name)
             index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
     with written_whole(folder / INDEX) as path:
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No progress bars from transformers, which shows one for every file it writes."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -18,6 +18,7 @@ from xdyna.data.synthetic.clips import World
 from xdyna.train.parts import load_base
 from xdyna.train.run import Run
 from xdyna.train.samples import Sampler
+from xdyna.train.start import started_as_base
 from xdyna.train.system import ClipSystem
 
 RECIPE = "character_lora"
@@ -32,6 +33,7 @@ def train(cfg: CharacterLoraConfig, *, resume: bool = False, quiet: bool = False
         album = read_album(Path(cfg.data).expanduser(), cfg.world.size_wh, detect=cfg.detect)
     source = AlbumSource(album, frames=cfg.frames, seed=cfg.seed)
     parts = load_base(cfg.base)  # every part frozen
+    cfg = started_as_base(cfg, parts)
     add_lora(parts.unet, rank=cfg.rank, alpha=cfg.alpha, parts=("spatial",), targets=cfg.targets)
     if cfg.init:
         fill_lora(parts.unet, cfg.init)

@@ -18,6 +18,7 @@ from xdyna.train.baselines import freeze_unread, save_image_prompt_model, with_i
 from xdyna.train.parts import load_base, load_init, renew
 from xdyna.train.run import Run
 from xdyna.train.samples import Sampler
+from xdyna.train.start import started_as_base
 from xdyna.train.system import ClipSystem
 
 RECIPE = "ip_adapter"
@@ -27,6 +28,7 @@ def train(cfg: IpAdapterConfig, *, resume: bool = False, quiet: bool = False) ->
     """Train the chosen parts; return the folder of the model (`<out>/model`), a whole pipeline."""
     torch.manual_seed(cfg.seed)
     parts = load_base(cfg.base)  # every part frozen
+    cfg = started_as_base(cfg, parts)
     renew(parts, cfg.renew)
     parts = with_image_prompt(parts, cfg.image_encoder, cfg.tokens)
     trains: tuple[str, ...] = cfg.trains

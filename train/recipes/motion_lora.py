@@ -16,6 +16,7 @@ from xdyna.data.source import build_source
 from xdyna.train.parts import load_base
 from xdyna.train.run import Run
 from xdyna.train.samples import Sampler
+from xdyna.train.start import started_as_base
 from xdyna.train.system import ClipSystem
 
 RECIPE = "motion_lora"
@@ -25,6 +26,7 @@ def train(cfg: MotionLoraConfig, *, resume: bool = False, quiet: bool = False) -
     """Train the LoRA; return the folder of `pytorch_lora_weights.safetensors` (`<out>/model`)."""
     torch.manual_seed(cfg.seed)
     parts = load_base(cfg.base)  # every part frozen
+    cfg = started_as_base(cfg, parts)
     add_lora(parts.unet, rank=cfg.rank, alpha=cfg.alpha, parts=("motion",), targets=cfg.targets)
     if cfg.init:
         fill_lora(parts.unet, cfg.init)

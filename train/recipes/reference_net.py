@@ -18,6 +18,7 @@ from xdyna.train.export import save_model
 from xdyna.train.parts import load_base, load_init, renew
 from xdyna.train.run import Run
 from xdyna.train.samples import Sampler
+from xdyna.train.start import started_as_base
 from xdyna.train.system import ClipSystem
 
 RECIPE = "reference_net"
@@ -27,6 +28,7 @@ def train(cfg: ReferenceNetConfig, *, resume: bool = False, quiet: bool = False)
     """Train the chosen parts; return the folder of the model (`<out>/model`), a whole pipeline."""
     torch.manual_seed(cfg.seed)
     parts = load_base(cfg.base)  # every part frozen
+    cfg = started_as_base(cfg, parts)
     renew(parts, cfg.renew)
     parts = with_reference_net(parts)
     trains = tuple("dynamics_adapter" if name == "reference_net" else name for name in cfg.trains)  # the part's slot
