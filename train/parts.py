@@ -186,7 +186,7 @@ def silence_motion(unet: XDynaUNet) -> None:
             nn.init.zeros_(parameter)
 
 
-def thaw(parts: Parts, trains: Iterable[Part]) -> dict[str, nn.Module]:
+def thaw(parts: Parts, trains: Iterable[str]) -> dict[str, nn.Module]:
     """Let the named parts train; return them as modules by name, what a checkpoint has to hold.
 
     `unet` means its spatial layers, `motion` its motion modules. Where the spatial layers train, the module that is
@@ -215,7 +215,7 @@ def count_parameters(*modules: nn.Module, trainable: bool = False) -> int:
     return sum(p.numel() for p in found.values() if p.requires_grad or not trainable)
 
 
-def load_init(parts: Parts, init: Path, trains: Iterable[Part]) -> list[str]:
+def load_init(parts: Parts, init: Path, trains: Iterable[str]) -> list[str]:
     """Start the parts that train from other weights than the base's.
 
     Args:

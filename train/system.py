@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from xdyna.configs.clips import ClipConfig
-from xdyna.configs.recipes import Part
 from xdyna.controlnets.residuals import Residuals, control_residuals, sum_residuals
 from xdyna.controlnets.s_face import SFaceControlNet
 from xdyna.data.cache import TensorCache
@@ -61,7 +60,7 @@ class ClipSystem(nn.Module):
     """
 
     def __init__(
-        self, parts: Parts, cfg: ClipConfig, trains: tuple[Part, ...], *, face: bool = False, motion: bool = True
+        self, parts: Parts, cfg: ClipConfig, trains: tuple[str, ...], *, face: bool = False, motion: bool = True
     ) -> None:
         super().__init__()
         self.cfg, self.trains, self.face, self.motion = cfg, trains, face, motion
