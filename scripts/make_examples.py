@@ -15,39 +15,46 @@ from numpy.typing import NDArray
 
 from xdyna.data.synthetic.body import Body
 from xdyna.data.synthetic.character import Character
-from xdyna.data.synthetic.clips import Camera, Clip, ClipSpec, World, clip_spec, render
+from xdyna.data.synthetic.clips import Clip, ClipSpec, World, clip_spec, render
+from xdyna.data.synthetic.framing import Camera, random_camera
 from xdyna.photo import write_png
 
 SIZE_WH = (384, 576)
-FPS = 15.0
+FPS = 12.0
 RATE_HZ = 48_000
 #: Another seed than any that a recipe trains on.
-WORLD = World(seed=2024, size_wh=SIZE_WH, fps=FPS, framings={"full": 1.0})
-CAMERA = Camera(middle=0.5, ground=0.955, body=0.76)
+WORLD = World(seed=2024, size_wh=SIZE_WH, fps=FPS, framings={"full": 1.0}, loop_s=1.0)
+FULL = Camera(middle=0.5, ground=0.955, body=0.76)
 
 MIRA = Character(
     body=Body(girth=1.05),
-    skin=(232, 184, 150), hair=(70, 44, 28), hair_style="long",
+    skin=(232, 184, 150), hair=(70, 44, 28), hair_style="long", hair_length=0.24,
     top=(220, 52, 60), trim=(250, 230, 90), sleeve="short", pattern="plain",
-    bottom=(38, 62, 140), bottom_kind="trousers", shoes=(240, 240, 240), eyes=(70, 52, 40),
+    bottom=(38, 62, 140), bottom_kind="trousers", shoes=(240, 240, 240), eyes=(60, 110, 170),
 )  # fmt: skip
 TOM = Character(
     body=Body(girth=1.15, shoulder=0.116),
     skin=(124, 82, 56), hair=(34, 26, 24), hair_style="short",
     top=(250, 200, 60), trim=(240, 240, 240), sleeve="long", pattern="plain",
-    bottom=(52, 54, 62), bottom_kind="trousers", shoes=(150, 40, 40), eyes=(50, 40, 34),
+    bottom=(52, 54, 62), bottom_kind="trousers", shoes=(150, 40, 40), eyes=(40, 34, 34),
 )  # fmt: skip
 LENA = Character(
     body=Body(girth=1.0),
-    skin=(246, 212, 184), hair=(206, 160, 84), hair_style="bun",
-    top=(60, 170, 110), trim=(250, 250, 250), sleeve="none", pattern="plain",
-    bottom=(150, 60, 160), bottom_kind="skirt", shoes=(60, 40, 60), eyes=(60, 84, 96),
+    skin=(246, 212, 184), hair=(190, 70, 30), hair_style="pigtails", hair_length=0.2,
+    top=(60, 170, 110), trim=(250, 250, 250), sleeve="none", pattern="dots",
+    bottom=(150, 60, 160), bottom_kind="skirt", shoes=(60, 40, 60), eyes=(60, 130, 70),
+)  # fmt: skip
+KAI = Character(
+    body=Body(girth=1.1, leg=0.232),
+    skin=(168, 116, 80), hair=(214, 90, 150), hair_style="ponytail", hair_length=0.22,
+    top=(70, 140, 230), trim=(250, 240, 230), sleeve="short", pattern="stripes",
+    bottom=(240, 150, 50), bottom_kind="shorts", shoes=(60, 60, 70), eyes=(92, 56, 30),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A photo: who, before which scene (kind and number), in which moment of which dance."""
+    """A photo: who, before which scene (kind and number), in which moment of which dance, how near."""
 
     name: str
     character: Character
@@ -55,11 +62,12 @@ class Picture:
     scene_index: int
     dance_index: int
     time_s: float
+    framing: str = "full"
 
 
 @dataclass(frozen=True)
 class Dance:
-    """A video: who, before which scene, which dance, for how long, and the pace of its sound."""
+    """A video: who, before which scene, which dance, for how long, how near, and the pace of its sound."""
 
     name: str
     character: Character
@@ -68,16 +76,20 @@ class Dance:
     dance_index: int
     start_s: float
     duration_s: float
+    framing: str = "full"
 
 
 PICTURES = (
-    Picture("photo", MIRA, "sea", 3, 5, 0.6),
+    Picture("photo", MIRA, "sea", 3, 7, 0.8),
     Picture("photo_waterfall", LENA, "waterfall", 4, 9, 0.5),
     Picture("photo_fire", TOM, "fire", 2, 11, 0.4),
+    Picture("photo_clouds", KAI, "meadow", 5, 14, 0.3),
+    Picture("portrait", KAI, "waterfall", 7, 3, 0.2, "bust"),
 )
 DANCES = (
-    Dance("dance", TOM, "studio", 6, 5, 0.0, 2.4),
-    Dance("dance_2", LENA, "meadow", 8, 12, 0.0, 2.4),
+    Dance("dance", TOM, "studio", 6, 5, 0.0, 3.0),
+    Dance("dance_2", LENA, "meadow", 8, 12, 0.0, 3.0),
+    Dance("song", LENA, "studio", 9, 21, 0.0, 3.0, "bust"),
 )
 
 
@@ -99,8 +111,17 @@ def draw(what: Picture | Dance, times_s: NDArray[np.float64]) -> Clip:
     """The clip of an example at the given times [F]."""
     motion = clip_spec(WORLD, what.dance_index).motion
     motion = replace(motion, phase_s=0.0)
-    spec = ClipSpec(what.character, motion, CAMERA, what.scene, (WORLD.seed, what.scene_index, 1))
+    spec = ClipSpec(
+        what.character, motion, camera(what), what.scene, (WORLD.seed, what.scene_index, 1), loop_s=WORLD.loop_s
+    )
     return render(spec, times_s, SIZE_WH, FPS)
+
+
+def camera(what: Picture | Dance) -> Camera:
+    """Where the person of an example stands."""
+    if what.framing == "full":
+        return FULL
+    return random_camera(np.random.default_rng(WORLD.seed), {what.framing: 1.0}, what.character.body)
 
 
 def drum_loop(duration_s: float, beat_s: float) -> NDArray[np.float32]:

@@ -11,19 +11,20 @@ from xdyna.video import VideoReader, probe
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 DANCES = ("dance", "dance_2")
+PHOTOS = ("photo", "photo_waterfall", "photo_fire", "photo_clouds", "portrait")
 
 
-@pytest.mark.parametrize("name", DANCES)
+@pytest.mark.parametrize("name", [*DANCES, "song"])
 def test_dances_have_sound_and_tracks(name: str) -> None:
     info = probe(EXAMPLES / f"{name}.mp4")
     tracks = Tracks.load(EXAMPLES / f"{name}.tracks.npz")
     assert info.has_audio
     assert info.size_wh == tracks.size_wh == (384, 576)
     assert info.num_frames == len(tracks) == 36
-    assert float(info.fps) == tracks.fps == 15
+    assert float(info.fps) == tracks.fps == 12
 
 
-@pytest.mark.parametrize("name", ["photo", "photo_waterfall", "photo_fire"])
+@pytest.mark.parametrize("name", PHOTOS)
 def test_photos_are_pictures(name: str) -> None:
     assert read_photo(EXAMPLES / f"{name}.png").shape == (576, 384, 3)
 
@@ -35,7 +36,7 @@ def test_mediapipe_finds_the_drawn_dancer(name: str) -> None:
 
     frames = list(VideoReader(EXAMPLES / f"{name}.mp4", frames=4))
     detector, _ = build_detector("mediapipe")
-    found = detector.detect(frames, fps=15)
+    found = detector.detect(frames, fps=12)
     truth = Tracks.load(EXAMPLES / f"{name}.tracks.npz")[:4]
     body = found.joints_conf[:, :14] > 0.3
     assert body.mean() > 0.9
