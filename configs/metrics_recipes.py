@@ -22,19 +22,20 @@ class JointsConfig(TrainConfig):
 
     out: Path = Path("runs/joints")
     widths: tuple[int, int, int, int] = (24, 32, 48, 56)
-    moments: int = Field(8, ge=2)
+    moments: int = Field(4, ge=2)
     vae: Path | None = None
-    vae_share: float = Field(0.15, ge=0, le=1)
+    vae_share: float = Field(0.08, ge=0, le=1)
     batch: int = Field(4, gt=0)
-    reuse: int = Field(3, ge=1)
+    reuse: int = Field(2, ge=1)
     lr: float = Field(2e-3, gt=0)
     warmup: int = Field(50, ge=0)
     cooldown: int | None = Field(None, ge=0)
-    ema: float = Field(0.99, ge=0, lt=1)
+    ema: float = Field(0.995, ge=0, lt=1)
     sample_every: int = Field(500, ge=0)
     validate_clips: int = Field(32, ge=0)
     world: WorldConfig = WorldConfig(
-        scenes=("studio", "sea", "waterfall", "fire", "snow", "meadow", "rain", "fireworks", "grass")
+        scenes=("studio", "sea", "waterfall", "fire", "snow", "meadow", "rain", "fireworks", "grass"),
+        framings={"full": 0.6, "half": 0.3, "bust": 0.1},
     )
 
 

@@ -152,7 +152,9 @@ def test_ciede2000_of_published_pairs(first, second, wanted) -> None:  # type: i
     """From the test data of Sharma, Wu and Dalal (2005)."""
     for pair in ((first, second), (second, first)):
         assert delta_e_2000(np.asarray(pair[0]), np.asarray(pair[1])) == pytest.approx(wanted, abs=1e-4)
-    assert delta_e_76(np.asarray(first), np.asarray(second)) == pytest.approx(np.linalg.norm(np.subtract(first, second)))
+    assert delta_e_76(np.asarray(first), np.asarray(second)) == pytest.approx(
+        np.linalg.norm(np.subtract(first, second))
+    )
 
 
 def test_colour_is_the_distance_of_the_masked_parts() -> None:
@@ -239,7 +241,7 @@ def test_flow_measures_speed_and_stands_still() -> None:
 def test_flow_falls_as_frames_freeze_and_jitter_is_not_motion() -> None:
     clip = textured(13, speed=2.0, seed=2)
     values = [flow(np.repeat(clip[::held], held, 0)[:13]) for held in (1, 2, 6, 13)]  # dropped frames are held
-    assert values[0] == pytest.approx(values[1], rel=0.05)  # every second frame: the same way in jerks of twice the size
+    assert values[0] == pytest.approx(values[1], rel=0.05)  # the same way in jerks of twice the size
     assert values[1] > values[2] > values[3] == 0
     still = textured(13, seed=2)
     shaken = np.stack([np.roll(frame, (-1) ** index, 1) for index, frame in enumerate(still)])  # to and fro by 2 px

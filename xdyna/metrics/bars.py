@@ -204,7 +204,7 @@ def ranks_as_in_truth(rows: Sequence[Figures], scenes: Sequence[str]) -> tuple[f
         if abs(figures[a]["true_energy"] - figures[b]["true_energy"])
         > 0.2 * max(figures[a]["true_energy"], figures[b]["true_energy"])
     ]
-    order = {}
+    order: Figures = {}
     for kind in kinds:
         order |= {kind: figures[kind]["energy"], f"{kind}, true": figures[kind]["true_energy"]}
     return float(np.mean(pairs)) if pairs else float("nan"), order

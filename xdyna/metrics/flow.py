@@ -53,7 +53,7 @@ def optical_flow(frames: Frames) -> Floats:
     height, width = frames.shape[1:3]
     enlarge = max(1, round(LEAST_SIDE_PX / min(height, width)))
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     vectors = np.empty((len(frames) - 1, height, width, 2), np.float32)
     for index, (first, second) in enumerate(pairwise(grey)):
         found = search.calc(_enlarged(first, enlarge), _enlarged(second, enlarge), None)

@@ -74,7 +74,7 @@ class JointRegressor(nn.Module):
     def points(self, heat: Tensor) -> Tensor:
         """Expected place under each heatmap: logits [N, 18, h, w] -> (x, y) [N, 18, 2], pixels of `shape.size_wh`."""
         rows, columns = heat.shape[-2:]
-        share = heat.flatten(2).softmax(-1).unflatten(2, (rows, columns))
+        share = heat.flatten(2).softmax(-1).reshape(heat.shape)
         x = (share.sum(2) * cell_middles(columns, self.shape.size_wh[0]).to(share)).sum(-1)
         y = (share.sum(3) * cell_middles(rows, self.shape.size_wh[1]).to(share)).sum(-1)
         return torch.stack([x, y], -1)
@@ -92,7 +92,8 @@ class JointRegressor(nn.Module):
         """
         check_clip(frames)
         points, shown = [], []
-        for part in torch.as_tensor(frames).split(batch):
+        for start in range(0, len(frames), batch):
+            part = torch.as_tensor(np.ascontiguousarray(frames[start : start + batch]))
             heat, inside = self(_pictures(part, self.shape.size_wh))
             points.append(self.points(heat))
             shown.append(inside.sigmoid())

@@ -48,4 +48,6 @@ def region_masks(
 
 def _painted(character: Character, colours: dict[str, Colour]) -> Character:
     """The character in black but for the given parts."""
-    return replace(character, **{name: colours.get(name, (0, 0, 0)) for name in REGIONS})
+    black = (0, 0, 0)
+    skin, hair, top, bottom = (colours.get(name, black) for name in REGIONS)
+    return replace(character, skin=skin, hair=hair, top=top, bottom=bottom)
