@@ -43,7 +43,7 @@ def train(cfg: JointsConfig, *, resume: bool = False, quiet: bool = False) -> Pa
     torch.manual_seed(cfg.seed)
     world = World(**cfg.world.model_dump())
     regressor = load_regressor(cfg.init) if cfg.init else JointRegressor(JointsShape(world.size_wh, cfg.widths))
-    regressor = regressor.requires_grad_(True).to(memory_format=torch.channels_last)
+    regressor = regressor.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     source = PoseSource(world, cfg.moments)
     system = JointSystem(regressor, _read_vae(cfg), source, cfg)
     report = Report(regressor, source, cfg)
