@@ -21,10 +21,12 @@ class ClipConfig(TrainConfig):
         early: exponent of the timesteps' distribution; 1 is uniform, more draws noisier ones more often.
         start: share of clips whose noise also explains the way from the reference: their noisy latents are what the
             pipeline, which sets out from the downgraded and noised reference, meets at a timestep if it predicts well.
-        start_keep: share of the reference's latent elements that such a start keeps; the others take their blur.
+        start_keep: share of the reference's latent elements that such a start keeps; the others take their blur. Unless
+            it is set, the base's own share.
         terminal_signal: share of signal power that the last timestep keeps, on a new linear noise schedule; null: the
             base's schedule.
         shared_noise: noise, and the mask of the start, are drawn once per clip and used for all its driving frames.
+            Unless it is set, as the base has it.
         reference_dropout: share of clips whose reference is taken away: its latents are zero, its image tokens those of
             no picture. What guidance on the reference compares with.
         renew: parts that start anew instead of from the base's weights.
@@ -34,7 +36,7 @@ class ClipConfig(TrainConfig):
     frames: int = Field(8, ge=1)
     figure: float = Field(2.0, ge=0)
     early: float = Field(1.5, gt=0)
-    start: float = Field(0.4, ge=0, le=1)
+    start: float = Field(1.0, ge=0, le=1)
     start_keep: float = Field(0.5, ge=0, le=1)
     terminal_signal: float | None = Field(None, gt=0, lt=1)
     shared_noise: bool = False

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,19 @@ def test_result_is_a_pipeline_with_the_bases_settings(tiny_folder: Path, tmp_pat
     assert re.match(
         r"step 1: PSNR dB model_whole [\d.]+, model_figure [\d.]+, copy_whole ", (out / "report.txt").read_text()
     )
+
+
+@pytest.mark.recipe
+def test_runs_start_as_their_base_does(tiny_folder: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_folder, base)
+    index = json.loads((base / "model_index.json").read_text()) | {"shared_noise": True, "start_keep": 0.9}
+    (base / "model_index.json").write_text(json.dumps(index))
+    run("pose_controlnet", "--base", str(base), "--out", str(tmp_path / "run"), "--steps", "1",
+        sets=[*SMALL, "frames=2"])  # fmt: skip
+    for name in ("config.json", "model/model_index.json"):
+        found = json.loads((tmp_path / "run" / name).read_text())
+        assert (found["shared_noise"], found["start_keep"]) == (True, 0.9)
 
 
 @pytest.mark.recipe

@@ -17,6 +17,7 @@ from xdyna.train.export import save_model
 from xdyna.train.parts import load_base, load_init, renew
 from xdyna.train.run import Run
 from xdyna.train.samples import Sampler
+from xdyna.train.start import started_as_base
 from xdyna.train.system import ClipSystem
 
 RECIPE = "motion_module"
@@ -27,6 +28,7 @@ def train(cfg: MotionModuleConfig, *, resume: bool = False, quiet: bool = False)
     """Train the motion modules; return the folder of the model (`<out>/model`), a whole pipeline."""
     torch.manual_seed(cfg.seed)
     parts = load_base(cfg.base)  # every part frozen
+    cfg = started_as_base(cfg, parts)
     renew(parts, cfg.renew)
     if cfg.init:
         load_init(parts, cfg.init, TRAINS)

@@ -13,6 +13,7 @@ from xdyna.train.export import save_model
 from xdyna.train.parts import load_base, load_init, renew
 from xdyna.train.run import Run
 from xdyna.train.samples import Sampler
+from xdyna.train.start import started_as_base
 from xdyna.train.system import ClipSystem
 
 RECIPE = "pose_controlnet"
@@ -23,6 +24,7 @@ def train(cfg: PoseControlNetConfig, *, resume: bool = False, quiet: bool = Fals
     """Train the pose ControlNet; return the folder of the model (`<out>/model`), a whole pipeline."""
     torch.manual_seed(cfg.seed)
     parts = load_base(cfg.base)  # every part frozen
+    cfg = started_as_base(cfg, parts)
     renew(parts, cfg.renew)
     if cfg.init:
         load_init(parts, cfg.init, TRAINS)

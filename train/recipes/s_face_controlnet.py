@@ -18,6 +18,7 @@ from xdyna.train.export import save_model
 from xdyna.train.parts import load_base, load_init, renew
 from xdyna.train.run import Run
 from xdyna.train.samples import Sampler
+from xdyna.train.start import started_as_base
 from xdyna.train.system import ClipSystem
 
 RECIPE = "s_face_controlnet"
@@ -28,6 +29,7 @@ def train(cfg: SFaceControlNetConfig, *, resume: bool = False, quiet: bool = Fal
     """Train the face ControlNet; return the folder of the model (`<out>/model`), a whole pipeline."""
     torch.manual_seed(cfg.seed)
     parts = load_base(cfg.base)  # every part frozen
+    cfg = started_as_base(cfg, parts)
     renew(parts, cfg.renew)
     if cfg.init:
         load_init(parts, cfg.init, TRAINS)
