@@ -33,7 +33,6 @@ MAP_KINDS = (POSE, MASK, *FACE_KINDS[True], *FACE_KINDS["swapped"])
 
 ATTEMPTS = 8  # recordings tried for one sample before the run stops
 HELD_OUT_EVERY = 20  # one recording in so many is kept for validation
-_GAP = 16  # frames farther apart are read by a seek of their own
 
 
 @dataclass(frozen=True)
@@ -134,9 +133,14 @@ class RecordedSource(ABC):
     Args:
         recordings: what there is.
         cut: how samples are taken from it.
+    Attributes:
+        gap: about half the distance of key frames, in frames: see `read_frames`.
+
     Raises:
         UserError: no recording is usable.
     """
+
+    gap = 125  # encoders' usual choice is 250 frames
 
     def __init__(self, recordings: Recordings, cut: Cut) -> None:
         usable = [item for item in recordings.items if item.num_frames > cut.frames]
@@ -205,7 +209,8 @@ class RecordedSource(ABC):
 
         with self.opened(recording, kinds) as paths:
             maps = {
-                kind: read_frames(paths[kind], recording.files[kind], recording.fps, moments, place) for kind in kinds
+                kind: read_frames(paths[kind], recording.files[kind], recording.fps, moments, place, self.gap)
+                for kind in kinds
             }
         faces: NDArray[np.uint8] | None = None
         if self.cut.face:
@@ -258,7 +263,7 @@ class _Shelf:
 
 
 def read_frames(
-    path: Path, info: VideoInfo, fps: Fraction, moments: NDArray[np.int64], place: Callable[[Image], Image]
+    path: Path, info: VideoInfo, fps: Fraction, moments: NDArray[np.int64], place: Callable[[Image], Image], gap: int
 ) -> NDArray[np.uint8]:
     """Some frames of a video, found by seeking.
 
@@ -268,6 +273,7 @@ def read_frames(
         fps: rate at which its frames are numbered, frames per second.
         moments: frame numbers [N], in any order.
         place: applied to every frame; results are all of one size.
+        gap: frames farther apart are read by a seek of their own; nearer ones by decoding what lies between.
     Returns:
         uint8 RGB [N, h, w, 3].
     Raises:
@@ -275,15 +281,15 @@ def read_frames(
     """
     found: dict[int, Image] = {}
     wanted = np.unique(moments)
-    for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > _GAP) + 1):
-        stride = int(np.gcd.reduce(np.diff(run))) if len(run) > 1 else 1
-        numbers = range(int(run[0]), int(run[-1]) + 1, stride)
-        reader = VideoReader(path, float(int(run[0]) / fps), fps, stride, len(numbers), info=info)
+    for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > gap) + 1):
+        first, last = int(run[0]), int(run[-1])
+        reader = VideoReader(path, float(first / fps), fps, frames=last - first + 1, info=info)
         needed = set(run.tolist())
-        frames = {number: place(frame) for number, frame in zip(numbers, reader, strict=False) if number in needed}
+        pictures = enumerate(reader.pictures(), first)
+        frames = {number: place(picture()) for number, picture in pictures if number in needed}
         if reader.warnings or len(frames) < len(run):
             problem = reader.warnings[0] if reader.warnings else f"{path}: only {len(frames)} of {len(run)} frames read"
-            raise UserError(f"{problem} (frames {run[0]} to {run[-1]} at {float(fps):g} fps)")
+            raise UserError(f"{problem} (frames {first} to {last} at {float(fps):g} fps)")
         found |= frames
     return np.stack([found[int(moment)] for moment in moments])
 

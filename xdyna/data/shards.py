@@ -60,6 +60,8 @@ class ShardSource(RecordedSource):
         UserError: no usable recording, or an archive that is not safe.
     """
 
+    gap = 12  # as `pack` sets key frames
+
     def __init__(self, shards: Sequence[Path], cut: Cut, recordings: Recordings | None = None) -> None:
         super().__init__(recordings or scan_shards(shards, cut.face), cut)
 

@@ -47,7 +47,6 @@ class VideoReader:
         path: the file.
         info: what `probe` found.
         start_s: where the first frame lies, seconds from the video's first.
-        start_s: as given, seconds.
         fps: output rate, frames per second.
         size_wh: (width, height) of the frames, pixels.
         warnings: filled when a loop has ended: one line for each thing that was wrong but did not stop it.
@@ -97,6 +96,15 @@ class VideoReader:
         Raises:
             UserError: no frame at all could be read.
         """
+        for picture in self.pictures():
+            yield picture()
+
+    def pictures(self) -> Iterator[Callable[[], Image]]:
+        """The same frames, each converted to RGB when it is called; calling none but the wanted ones saves time.
+
+        Raises:
+            UserError: no frame at all could be read.
+        """
         self.warnings.clear()
         start = self.info.start + self._start
         decoder = _Decoder(self.path, self.info, start)
@@ -105,7 +113,7 @@ class VideoReader:
         with closing(by_decord or decoder.frames()) as shown:
             for picture in sample_by_time(shown, self._rate, start=start, stride=self._stride, limit=self._limit):
                 num_given += 1
-                yield picture()
+                yield picture
         if num_given == 0:
             raise UserError(f"{self.path}: no frame could be read from {float(self._start):g} s on")
         if by_decord is None:
