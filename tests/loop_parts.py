@@ -37,6 +37,28 @@ class NoiseSource:
         return []
 
 
+class Block(nn.Sequential):
+    """GroupNorm, SiLU, dropout, convolution."""
+
+    def __init__(self, dropout: float, channels: int) -> None:
+        super().__init__(
+            nn.GroupNorm(2, 8), nn.SiLU(), nn.Dropout(dropout), nn.Conv2d(8, channels, 3, padding=1)
+        )  # fmt: skip
+
+
+class SmallNet(nn.Module):
+    """Two blocks, found by name as those of a UNet are."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.down_blocks = nn.ModuleList([Block(dropout, 8), Block(0.0, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.down_blocks:
+            x = block(x)
+        return x
+
+
 class SmallSystem(nn.Module):
     """Denoises the second frame given the first: a frozen convolution, then a trained net with dropout."""
 
@@ -44,10 +66,7 @@ class SmallSystem(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.frozen = nn.Conv2d(6, 8, 3, padding=1).requires_grad_(False)
-        self.net = nn.Sequential(
-            nn.GroupNorm(2, 8), nn.SiLU(), nn.Dropout(dropout), nn.Conv2d(8, 8, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(8, 3, 3, padding=1),
-        )  # fmt: skip
+        self.net = SmallNet(dropout)
         self.saved = {"net": self.net}
         scheduler = DDIMScheduler(num_train_timesteps=100, prediction_type="v_prediction")
         self.objective = Objective(scheduler, min_snr=5.0, noise_offset=0.1)

@@ -15,14 +15,25 @@ from xdyna.errors import UserError
 from xdyna.train.run import Run
 from xdyna.train.sharding import gathered
 
-#: How `accelerate launch` tells a process what its configuration asks for.
-FSDP = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-}
+ACCELERATE = Path(__file__).parents[1] / "configs/accelerate"
 Job = dict[str, Any]
+
+
+def environment(name: str) -> dict[str, str]:
+    """What `accelerate launch` tells the processes of a shipped configuration, by environment variables."""
+    from accelerate.commands import launch as launcher
+
+    parser = launcher.launch_command_parser()
+    words = ["--config_file", str(ACCELERATE / f"{name}.yaml"), "--module", "xdyna.cli"]
+    args, settings, _ = launcher._validate_launch_command(parser.parse_args(words))
+    if name == "deepspeed":
+        args.deepspeed_fields_from_accelerate_config = ",".join(settings.deepspeed_config)
+        made = launcher.prepare_deepspeed_cmd_env(args)[1]
+    elif name == "one_gpu":
+        made = launcher.prepare_simple_launcher_cmd_env(args)[1]
+    else:
+        made = launcher.prepare_multi_gpu_env(args)
+    return {key: value for key, value in made.items() if os.environ.get(key) != value}
 
 
 def launch(jobs: list[Job], folder: Path, *, processes: int, env: dict[str, str] | None = None) -> None:

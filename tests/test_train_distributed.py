@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_processes import FSDP, Job, do, launch
+from loop_processes import Job, do, environment, launch
 from safetensors.torch import load_file
 
 SGD = {"steps": 10, "optimizer": "sgd", "lr": 0.05, "save_every": 100}
@@ -90,7 +90,7 @@ def test_fsdp_trains_saves_and_goes_on(single: Any, tmp_path: Path) -> None:
     rest: Job = {**whole, "out": first["out"], "resume": True}
     other: Job = {"out": str(tmp_path / "one"), "settings": {**ADAM, "batch": 2}, "resume": True}
     do({"out": tmp_path / "one", "settings": {**half, "batch": 4}})
-    launch([whole, first, rest, other], tmp_path, processes=2, env=FSDP)
+    launch([whole, first, rest, other], tmp_path, processes=2, env=environment("fsdp"))
     assert_close(single["adam"][1]["gradients"], found(whole)["gradients"], 1e-5)
     for job in (whole, rest, other):
         assert found(job)["losses"] == pytest.approx(single["adam"][1]["losses"], rel=1e-3)
@@ -99,3 +99,37 @@ def test_fsdp_trains_saves_and_goes_on(single: Any, tmp_path: Path) -> None:
     again = load_file(tmp_path / "split/checkpoints/step-000050/net.safetensors")
     assert all(torch.equal(value, again[key]) for key, value in kept.items())
     assert weights(tmp_path / "whole").keys() == weights(single["adam"][0]).keys()
+
+
+def test_deepspeed_trains_saves_and_goes_on(single: Any, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: its configuration is only read")
+    whole: Job = {"out": str(tmp_path / "whole"), "settings": {**ADAM, "batch": 2}}
+    first: Job = {"out": str(tmp_path / "split"), "settings": {**ADAM, "steps": 30, "batch": 2}}
+    rest: Job = {**whole, "out": first["out"], "resume": True}
+    parts: Job = {"out": str(tmp_path / "parts"), "settings": {**ADAM, "batch": 1, "accumulate": 2}}
+    launch([whole, first], tmp_path, processes=2, env=environment("deepspeed"))
+    launch([rest], tmp_path, processes=2, env=environment("deepspeed"))
+    launch([parts], tmp_path, processes=2, env=environment("deepspeed"))
+    for job in (whole, rest, parts):
+        assert found(job)["losses"] == pytest.approx(single["adam"][1]["losses"], rel=1e-3)
+        assert found(job)["frozen_same"]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("one_gpu", {}),
+        ("ddp", {}),
+        ("fsdp", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}),
+        ("deepspeed", {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
+    ],
+)
+def test_shipped_configurations_are_read_by_accelerate(
+    name: str, wanted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.commands import launch as launcher
+
+    # Without DeepSpeed, accelerate refuses to look further; what the file says is read all the same.
+    monkeypatch.setattr(launcher, "is_deepspeed_available", lambda: True)
+    made = environment(name)
+    assert {key: made.get(key) for key in wanted} == wanted

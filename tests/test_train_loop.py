@@ -241,8 +241,8 @@ def test_the_same_global_batch_in_other_pieces_goes_on(tmp_path: Path) -> None:
 def test_checkpoint_with_other_weights_names_them(tmp_path: Path) -> None:
     train(small_config(tmp_path, steps=1))
     system = SmallSystem()
-    system.net[3].bias.requires_grad_(False)
-    with pytest.raises(UserError, match=r"net/3.bias is in it but does not train now"):
+    system.net.down_blocks[0][3].bias.requires_grad_(False)
+    with pytest.raises(UserError, match=r"net/down_blocks.0.3.bias is in it but does not train now"):
         train(small_config(tmp_path, steps=2), system=system, resume=True)
 
 
@@ -322,7 +322,7 @@ def test_plan_covers_every_sample_once_in_aligned_blocks() -> None:
 def test_bf16_computes_so_and_trains_float32_weights(tmp_path: Path) -> None:
     system = SmallSystem()
     kinds = set()
-    system.net[3].register_forward_hook(lambda module, args, output: kinds.add(output.dtype))
+    system.net.down_blocks[0][3].register_forward_hook(lambda module, args, output: kinds.add(output.dtype))
     train(small_config(tmp_path / "half", steps=2, precision="bf16"), system=system)
     assert kinds == {torch.bfloat16}
     assert {value.dtype for value in system.parameters()} == {torch.float32}

@@ -35,7 +35,7 @@ from xdyna.train.dry import dry_run
 from xdyna.train.feed import Plan, micro_batches
 from xdyna.train.noise import sample_seed
 from xdyna.train.optimize import Average, build_optimizer, rate_factor
-from xdyna.train.processes import open_accelerator, prepare
+from xdyna.train.processes import load_engine, open_accelerator, prepare, save_engine
 from xdyna.train.sharding import cut_like, gathered, load_optimizer_state, make_whole, optimizer_state
 from xdyna.train.watch import Watcher, standard_watchers
 
@@ -113,6 +113,8 @@ class Run:
         self._prepare(system)
         if cfg.dry_run:
             raise dry_run(self)
+        count, whole = count_parameters(system, trainable=True), count_parameters(system)
+        self.say(f"{recipe}: {count:,} of {whole:,} parameters train ({', '.join(saved_parts(system))})")
         self._open(resume)
         self.watchers = [*standard_watchers(quiet=self.quiet), *watchers] if self.accelerator.is_main_process else []
 
@@ -222,13 +224,18 @@ class Run:
         if self.average:
             with self.average.in_place():
                 averages = {name: gathered(value) for name, value in self.trained.items()}
-        optimizer = optimizer_state(self.optimizer, self.trained)
+        pieces = self.checkpoints.folder / ".pieces"
+        if self._deepspeed:
+            save_engine(self.system, pieces)
+        optimizer = {} if self._deepspeed else optimizer_state(self.optimizer, self.trained)
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
 
         def fill(folder: Path) -> None:
             write_parts(values, folder)
             write_parts(averages, folder / "average")
             save_tensors({"optimizer": optimizer, "scaler": scaler}, folder / "optimizer.pt")
+            if self._deepspeed:
+                pieces.rename(folder / "pieces")
 
         self._on_main(lambda: self.checkpoints.write(self._state(validation), fill))
 
@@ -263,8 +270,6 @@ class Run:
         self.system, self.optimizer = prepare(self.accelerator, self.cfg, system, build_optimizer(self.cfg, parameters))
         self.trained = trained_parameters(system)
         self.average = Average(self.trained, self.cfg.ema) if self.cfg.ema else None
-        count, whole = count_parameters(system, trainable=True), count_parameters(system)
-        self.say(f"{self.recipe}: {count:,} of {whole:,} parameters train ({', '.join(saved_parts(system))})")
 
     def _open(self, resume: bool) -> None:
         last = self.checkpoints.last()
@@ -303,7 +308,12 @@ class Run:
                     piece = cut_like(averages[name], value)
                     self.average.values[name].copy_(piece.to_local() if hasattr(piece, "to_local") else piece)
         kept = load_tensors(checkpoint / "optimizer.pt")
-        load_optimizer_state(self.optimizer, self.trained, kept["optimizer"])
+        if self._deepspeed:
+            load_engine(self.system, checkpoint / "pieces")
+        elif not kept["optimizer"]:
+            raise UserError(f"{checkpoint}: was written by DeepSpeed; resume with accelerate's deepspeed configuration")
+        else:
+            load_optimizer_state(self.optimizer, self.trained, kept["optimizer"])
         if self.accelerator.scaler is not None and kept["scaler"]:
             self.accelerator.scaler.load_state_dict(kept["scaler"])
         self.step = int(state["step"])
@@ -337,6 +347,10 @@ class Run:
                 raise UserError(
                     f"{checkpoint}: {key} was {state[key]}, now {now[key]}, so other data would come; {advice}"
                 )
+
+    @property
+    def _deepspeed(self) -> bool:
+        return str(self.accelerator.distributed_type.value) == "DEEPSPEED"
 
     # -- inside --------------------------------------------------------------------------------------------------
 

@@ -56,8 +56,20 @@ def _place(key: str, value: Any, parameter: nn.Parameter) -> Any:
 
 @torch.no_grad()
 def make_whole(module: nn.Module) -> None:
-    """Replace every sharded parameter by the whole one on the CPU; for writing, the module cannot train after it."""
+    """Make a sharded module a plain one on the CPU, for writing and looking; its optimiser does not know it any more.
+
+    Every process has to take part. Classes get their own names back, which `save_pretrained` writes down.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
     for owner in module.modules():
         for key, parameter in list(owner.named_parameters(recurse=False)):
             if hasattr(parameter, "full_tensor"):
                 owner._parameters[key] = nn.Parameter(gathered(parameter), requires_grad=parameter.requires_grad)
+        if isinstance(owner, FSDPModule):
+            state: Any = owner._get_fsdp_state()
+            state._pre_forward_hook_handle.remove()
+            state._post_forward_hook_handle.remove()
+            plain: Any = next(kind for kind in type(owner).__mro__ if not issubclass(kind, FSDPModule))
+            owner.__class__ = plain
+    module.to("cpu")
