@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -143,9 +143,12 @@ class WeightsAndBiases:
         try:
             package: Any = import_module("wandb")
             init, self.picture, self.video = package.init, package.Image, package.Video
-        except (ImportError, AttributeError):  # an attribute is missing where a mere folder is called wandb
-            text = "wandb=true: Weights & Biases is not installed; pip install wandb, or set wandb=false"
+        except (ImportError, AttributeError) as error:  # of a mere folder called wandb an attribute is missing
+            text = f"wandb=true: wandb cannot be imported ({error}); pip install wandb, or set wandb=false"
             raise UserError(text) from None
+        self._begin(run, init)
+
+    def _begin(self, run: Any, init: Callable[..., Any]) -> None:
         known = run.folder / "wandb.txt"
         try:
             self.page = init(
@@ -154,7 +157,7 @@ class WeightsAndBiases:
                 dir=str(run.folder),
                 config=json.loads((run.folder / "config.json").read_text(encoding="utf-8")),
                 id=known.read_text(encoding="utf-8").strip() if known.is_file() else None,
-                resume="allow",
+                resume="allow" if known.is_file() else None,
                 settings={"console": "off", "silent": run.quiet},
             )
         except Exception as error:  # without a key, a network, or with settings of its own that it refuses
