@@ -9,6 +9,7 @@ import pytest
 import torch
 from animate_inputs import make_driver, make_photo
 from safetensors.torch import load_file
+from tiny_models import tiny_feature_extractor, tiny_image_encoder, tiny_pipeline
 from typer.testing import CliRunner
 
 from xdyna.adapters.motion_lora import WEIGHT_NAME, add_lora, lora_layers
@@ -209,6 +210,30 @@ def test_a_baseline_is_trained_further(tiny_folder: Path, tmp_path: Path) -> Non
         first, second = weights(tmp_path / recipe / "model"), weights(more / "model")
         assert first.keys() == second.keys()
         assert all((value - second[key]).abs().max() < 1e-4 for key, value in first.items())
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("own", [True, False])
+def test_a_given_image_encoder_stays_frozen(own: bool, tiny_folder: Path, tmp_path: Path) -> None:
+    """That of a base with an image prompt, which is trained further, or that of a folder."""
+    base, sets = tiny_folder, ["scene_share=0", "trains=[image_prompt]", "tokens=3"]
+    if own:
+        base = tmp_path / "base"
+        tiny_pipeline(image_prompt=True).save_pretrained(base)
+        before = load_file(base / "image_encoder" / "model.safetensors")
+    else:
+        tiny_image_encoder().save_pretrained(tmp_path / "clip")
+        tiny_feature_extractor().save_pretrained(tmp_path / "clip")
+        sets.append(f"image_encoder={tmp_path / 'clip'}")
+        before = load_file(tmp_path / "clip" / "model.safetensors")
+    run("ip_adapter", base=base, out=tmp_path / "run", steps=1, sets=tuple(sets))
+    model = tmp_path / "run" / "model"
+    after = load_file(model / "image_encoder" / "model.safetensors")
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    pipe = load(model)
+    assert pipe.dynamics_adapter is None
+    assert pipe.image_prompt.num_image_tokens == 3
+    assert (latents(pipe, 60) - latents(pipe, 200)).abs().max() > 1e-3
 
 
 def lora_system(tiny_folder: Path, kind: str, cfg: LoraConfig) -> ClipSystem:

@@ -36,6 +36,7 @@ def train(cfg: ReferenceNetConfig, *, resume: bool = False, quiet: bool = False)
         load_init(parts, cfg.init, trains)
     system = ClipSystem(parts, cfg, trains)  # thaws what trains
     system.running["reference_net"] = parts.dynamics_adapter  # unlike an adapter's layers, no child of the UNet
+    system.saved = {"reference_net" if name == "dynamics_adapter" else name: x for name, x in system.saved.items()}
     source = build_source(cfg, frames=cfg.frames)  # people and scenes
     sampler = Sampler(system, source, cfg)
     run = Run(cfg, RECIPE, system, source, resume=resume, quiet=quiet, sampler=sampler)

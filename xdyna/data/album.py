@@ -78,7 +78,7 @@ class AlbumSource:
         """Sample number `index`: 1 + F pictures that are drawn anew for each number."""
         chosen = np.random.default_rng([self.seed, index]).permutation(len(self.album))[: self.frames + 1]
         return TrainingClip(
-            name=f"{self.album.name}, pictures {', '.join(str(number) for number in chosen)}",
+            name=f"{self.album.name} (pictures {' '.join(str(number) for number in chosen)})",
             frames=self.album.frames[chosen],
             masks=self.album.masks[chosen],
             pose_maps=self.album.pose_maps[chosen],
