@@ -201,31 +201,28 @@ class RecordedSource(ABC):
         """Cut one sample out of a recording."""
         moments = self.cut.moments(recording.num_frames, rng)
         shape = (len(moments), size_wh[1], size_wh[0])
-        wanted = [VIDEO, *([] if recording.is_scene else (POSE, MASK, *FACE_KINDS[self.cut.face]))]
-        kinds = [kind for kind in wanted if kind in recording.files]
+        frames, pose_maps = np.empty((*shape, 3), np.uint8), np.zeros((*shape, 3), np.uint8)
+        masks = np.full(shape, 0 if recording.is_scene else 255, np.uint8)
+        faces = np.zeros((*shape, FACE_CHANNELS), np.uint8) if self.cut.face else None
+        targets: dict[str, NDArray[np.uint8]] = {VIDEO: frames}
+        if not recording.is_scene:
+            targets |= {POSE: pose_maps, MASK: masks}
+            for number, kind in enumerate(FACE_KINDS[self.cut.face]):
+                assert faces is not None
+                targets[kind] = faces[..., 3 * number : 3 * number + 3]
+        kinds = [kind for kind in targets if kind in recording.files]
 
         def place(image: Image) -> Image:
             return brought_to(image, recording.size_wh, size_wh)
 
+        def place_mask(image: Image) -> Image:
+            return place(image)[..., 0]
+
         with self.opened(recording, kinds) as paths:
-            maps = {
-                kind: read_frames(paths[kind], recording.files[kind], recording.fps, moments, place, self.gap)
-                for kind in kinds
-            }
-        faces: NDArray[np.uint8] | None = None
-        if self.cut.face:
-            faces = np.zeros((*shape, FACE_CHANNELS), np.uint8)
-            if not recording.is_scene:
-                faces = np.concatenate([maps[kind] for kind in FACE_KINDS[self.cut.face]], -1)
-        unknown = np.full(shape, 0 if recording.is_scene else 255, np.uint8)
-        return TrainingClip(
-            name=recording.name,
-            frames=maps[VIDEO],
-            masks=np.ascontiguousarray(maps[MASK][..., 0]) if MASK in maps else unknown,
-            pose_maps=maps[POSE] if POSE in maps else np.zeros((*shape, 3), np.uint8),
-            face_maps=faces,
-            is_scene=recording.is_scene,
-        )
+            for kind in kinds:
+                info, placed = recording.files[kind], place_mask if kind == MASK else place
+                read_frames(paths[kind], info, recording.fps, moments, placed, targets[kind], self.gap)
+        return TrainingClip(recording.name, frames, masks, pose_maps, faces, recording.is_scene)
 
     def _note(self, recording: Recording, error: UserError) -> None:
         if recording.name in self._noted:
@@ -263,35 +260,40 @@ class _Shelf:
 
 
 def read_frames(
-    path: Path, info: VideoInfo, fps: Fraction, moments: NDArray[np.int64], place: Callable[[Image], Image], gap: int
-) -> NDArray[np.uint8]:
-    """Some frames of a video, found by seeking.
+    path: Path,
+    info: VideoInfo,
+    fps: Fraction,
+    moments: NDArray[np.int64],
+    place: Callable[[Image], Image],
+    into: NDArray[np.uint8],
+    gap: int,
+) -> None:
+    """Read some frames of a video, found by seeking.
 
     Args:
         path: the file.
         info: what `probe` says of it.
         fps: rate at which its frames are numbered, frames per second.
-        moments: frame numbers [N], in any order.
-        place: applied to every frame; results are all of one size.
+        moments: frame numbers [N], no two alike, in any order.
+        place: applied to every frame, uint8 RGB [H, W, 3].
+        into: [N, h, w, ..], is filled with what `place` gives.
         gap: frames farther apart are read by a seek of their own; nearer ones by decoding what lies between.
-    Returns:
-        uint8 RGB [N, h, w, 3].
     Raises:
         UserError: damaged, or shorter than it says.
     """
-    found: dict[int, Image] = {}
-    wanted = np.unique(moments)
+    row_of = {int(moment): row for row, moment in enumerate(moments)}
+    wanted = np.sort(moments)
     for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > gap) + 1):
         first, last = int(run[0]), int(run[-1])
         reader = VideoReader(path, float(first / fps), fps, frames=last - first + 1, info=info)
-        needed = set(run.tolist())
-        pictures = enumerate(reader.pictures(), first)
-        frames = {number: place(picture()) for number, picture in pictures if number in needed}
-        if reader.warnings or len(frames) < len(run):
-            problem = reader.warnings[0] if reader.warnings else f"{path}: only {len(frames)} of {len(run)} frames read"
+        num_read = 0
+        for number, picture in enumerate(reader.pictures(), first):
+            if number in row_of:
+                into[row_of[number]] = place(picture())
+                num_read += 1
+        if reader.warnings or num_read < len(run):
+            problem = reader.warnings[0] if reader.warnings else f"{path}: only {num_read} of {len(run)} frames read"
             raise UserError(f"{problem} (frames {first} to {last} at {float(fps):g} fps)")
-        found |= frames
-    return np.stack([found[int(moment)] for moment in moments])
 
 
 def brought_to(image: Image, maps_wh: SizeWH, size_wh: SizeWH) -> Image:
