@@ -349,7 +349,7 @@ def test_full_disk(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -
         part.symlink_to("/dev/full")
         return part
 
-    monkeypatch.setattr("xdyna.video.write.check_output", lambda *_: None)  # it looks at the folder only
+    monkeypatch.setattr("xdyna.video.write.check_output", lambda *_, **__: None)  # it looks at the folder only
     monkeypatch.setattr("xdyna.files._create_beside", full)
     with pytest.raises(UserError, match=f"{name}: cannot write: no space left"):
         write(tmp_path / name, 40)
@@ -436,6 +436,14 @@ def test_outputs_that_are_refused_at_once(tmp_path: Path, name: str, options: di
     assert left_in(tmp_path) == ["file", "folder.mp4"]
 
 
+@pytest.mark.parametrize("name", [".", "..", ""])
+def test_folders_without_a_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match="wanted the name of a new file or folder"):
+        check_output(name)
+
+
 def test_an_input_is_not_replaced(tmp_path: Path) -> None:
     driving = make_clip(tmp_path / "driving.mp4", 3)
     (tmp_path / "link.mp4").symlink_to(driving)
@@ -445,11 +453,34 @@ def test_an_input_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_size_that_the_encoder_refuses(tmp_path: Path) -> None:
-    if "h265" not in known_codecs():
-        pytest.skip("this build of PyAV has no h265 encoder")
-    with pytest.raises(UserError, match="cannot encode 2x2 px at 8 frames/s as h265"):
-        write(tmp_path / "a.mp4", size_wh=(2, 2), codec="h265")
+    if "av1" not in known_codecs():
+        pytest.skip("this build of PyAV has no av1 encoder")
+    with pytest.raises(UserError, match="cannot encode 2x2 px at 8 frames/s as av1"):
+        write(tmp_path / "a.mp4", size_wh=(2, 2), codec="av1")
     assert left_in(tmp_path) == []
+
+
+@pytest.mark.skipif("h265" not in known_codecs(), reason="this build of PyAV has no h265 encoder")
+@pytest.mark.parametrize("size_wh", [(40, 56), (48, 96), (63, 64), (64, 31)])
+def test_size_at_which_x265_crashes_is_refused(tmp_path: Path, size_wh: tuple[int, int]) -> None:
+    with pytest.raises(UserError, match=r"codec h265 takes frames of 64x32 px and up, .* wanted h264"):
+        write(tmp_path / "a.mp4", size_wh=size_wh, codec="h265")
+    assert left_in(tmp_path) == []
+    check_output(tmp_path / "a.gif", "h265", size_wh=size_wh)  # has a codec of its own
+
+
+@pytest.mark.skipif("h265" not in known_codecs(), reason="this build of PyAV has no h265 encoder")
+def test_the_smallest_h265(tmp_path: Path) -> None:
+    """In a process of its own: what is tested for is a crash."""
+    code = (
+        "import sys, numpy\n"
+        "from xdyna.video import VideoWriter\n"
+        "with VideoWriter(sys.argv[1], (64, 32), 8, 'h265') as writer:\n"
+        "    for seed in range(12):\n"
+        "        writer.write(numpy.random.default_rng(seed).integers(0, 256, (32, 64, 3), numpy.uint8))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.mp4")], check=True)
+    assert len(list(VideoReader(tmp_path / "a.mp4"))) == 12
 
 
 def test_parts_do_not_collide(tmp_path: Path) -> None:

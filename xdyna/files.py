@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -47,6 +47,18 @@ def check_is_file(path: Path, wanted: str) -> None:
         raise UserError(f"{path}: is a device or a pipe; {wanted}")
     if status.st_size == 0:
         raise UserError(f"{path}: is empty (0 bytes); {wanted}")
+
+
+def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:
+    """Refuse to replace what is read.
+
+    Raises:
+        UserError: one of `outputs` is one of the files `inputs`, under whatever name.
+    """
+    inputs = [Path(file) for file in inputs if Path(file).exists()]
+    for path in outputs:
+        if path.exists() and any(path.samefile(file) for file in inputs):
+            raise UserError(f"{path}: is an input of this very run; wanted another name for the output")
 
 
 def writing_error(path: Path, error: OSError) -> UserError:

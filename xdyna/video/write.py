@@ -12,8 +12,8 @@ import av.error
 import numpy as np
 
 from xdyna.errors import UserError
-from xdyna.files import DISK_ERRORS, PartPath, writing_error
-from xdyna.video.codecs import find_codec
+from xdyna.files import DISK_ERRORS, PartPath, refuse_inputs, writing_error
+from xdyna.video.codecs import check_codec_size, find_codec
 from xdyna.video.gif import MAX_GIF_FPS, GifSink
 from xdyna.video.mp4 import Mp4Sink
 from xdyna.video.picture import Image
@@ -52,7 +52,8 @@ class VideoWriter:
         audio_from: sound to put beside the frames, as long as they are; MP4 only.
         metadata: text to store in the file (see `xdyna.provenance`).
     Raises:
-        UserError: unknown suffix or codec, a folder that is missing or read-only, and while writing a full disk.
+        UserError: unknown suffix or codec, frames too small for the codec, a folder that is missing or read-only, and
+            while writing a full disk.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class VideoWriter:
         self._metadata = dict(metadata or {})
         self._part: PartPath | None = None
         self._sink: Sink | None = None
-        check_output(self.path, codec, self.fps)
+        check_output(self.path, codec, self.fps, size_wh=size_wh)
 
     def __enter__(self) -> VideoWriter:
         try:
@@ -146,6 +147,8 @@ def check_output(
     codec: str = "h264",
     fps: float | Fraction | None = None,
     inputs: Iterable[str | Path] = (),
+    *,
+    size_wh: tuple[int, int] | None = None,
 ) -> None:
     """Refuse an output that could not be written later, before any work is done.
 
@@ -154,12 +157,15 @@ def check_output(
         codec: as for `VideoWriter`.
         fps: frames per second, where known.
         inputs: files that the output must not replace.
+        size_wh: (width, height) of the frames, where known.
     Raises:
-        UserError: unknown suffix or codec, missing or read-only folder, something else in the way.
+        UserError: unknown suffix or codec, frames too small for the codec, missing or read-only folder, something else
+            in the way.
     """
     path = Path(path)
-    if path.exists() and any(Path(file).exists() and path.samefile(file) for file in inputs):
-        raise UserError(f"{path}: is an input of this very run; wanted another name for the output")
+    if path.name in ("", ".."):
+        raise UserError(f"{path}: is a folder without a name of its own; wanted the name of a new file or folder")
+    refuse_inputs([path], inputs)
     suffix = path.suffix.lower()
     if _is_folder(path):
         check_replaceable(path)
@@ -173,6 +179,8 @@ def check_output(
             f"{path}: GIF shows at most {MAX_GIF_FPS} frames/s, got {float(fps):g}; lower --fps or use .mp4"
         )
     find_codec(codec)
+    if size_wh is not None and suffix in MP4_SUFFIXES:
+        check_codec_size(codec, size_wh)
     PartPath(path, folder=_is_folder(path)).discard()
 
 
