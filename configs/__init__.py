@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -120,6 +121,8 @@ def read_yaml(path: Path) -> Any:
         UserError: the file cannot be read, is not text, or is not YAML.
     """
     try:
+        if path.suffix.lower() == ".json":  # YAML takes no tabs, and reads pairs of \u escapes otherwise
+            return json.loads(path.read_text(encoding="utf-8"))
         return yaml.load(path.read_text(encoding="utf-8"), Loader=YamlLoader)  # noqa: S506 - derived from SafeLoader
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -127,6 +130,8 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: not a text file, wanted YAML or JSON") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -210,11 +215,18 @@ def _explain(error: ValidationError, origins: Mapping[str, str], model_class: ty
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     nearest = next((origins[key] for key in _prefixes(where) if key in origins), model_class.__name__)
-    wanted = first["msg"].removeprefix("Value error, ").replace("Input should be", "wanted")
+    wanted = wanted_text(error)
     if first["type"] == "missing":
         return f"{nearest}: key {where!r} is missing"
-    name = "" if nearest.startswith("--") or not where else f"{where}: "
+    if not where:  # about several keys together, which the text names
+        return f"{nearest}: {wanted}"
+    name = "" if nearest.startswith("--") else f"{where}: "
     return f"{nearest}: {name}got {first['input']!r}, {wanted}"
+
+
+def wanted_text(error: ValidationError) -> str:
+    """What the first thing wrong should have been, in our words."""
+    return error.errors()[0]["msg"].removeprefix("Value error, ").replace("Input should be", "wanted")
 
 
 def _prefixes(dotted: str) -> Iterator[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from xdyna.configs import Config
+from xdyna.configs import Config, wanted_text
 from xdyna.errors import UserError
 
 Decided = TypeVar("Decided")
@@ -171,7 +171,15 @@ class AnimateConfig(Config):
         )
 
     def with_model_defaults(self, defaults: AnimateConfig) -> AnimateConfig:
-        """This config with every None filled from the model's preset; what is still None is decided by the input."""
+        """This config with every None filled from the model's preset; what is still None is decided by the input.
+
+        Raises:
+            UserError: what was given and what the model has do not go together, such as a window and an overlap.
+        """
         empty = {key for key, value in self if value is None}
         filled = {key: value for key, value in defaults if key in empty and value is not None}
-        return AnimateConfig.model_validate({**dict(self), **filled})
+        try:
+            return AnimateConfig.model_validate({**dict(self), **filled})
+        except ValidationError as error:
+            own = ", ".join(f"{key} {value}" for key, value in filled.items())
+            raise UserError(f"{wanted_text(error)}; this model's own settings fill in {own}") from None

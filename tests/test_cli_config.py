@@ -100,6 +100,15 @@ def test_files_that_are_no_config(tmp_path: Path, content: str | bytes, wanted: 
     assert wanted in text
 
 
+def test_json_is_read_as_json(tmp_path: Path) -> None:
+    """YAML takes no tabs, and makes two broken letters of a pair of escapes."""
+    file = tmp_path / "mine.json"
+    file.write_text('{\n\t"prompt": "\\ud83d\\ude00"\n}')
+    assert load_config(AnimateConfig, file).prompt == "\N{GRINNING FACE}"
+    file.write_text("{prompt: a}")
+    assert message(load_config, AnimateConfig, file).startswith(f"{file}: not valid JSON")
+
+
 def test_missing_files_and_presets_are_told_apart(tmp_path: Path) -> None:
     assert "no such config file" in message(load_config, Recipe, tmp_path / "none.yaml")
     assert "did you mean infer/tiny" in message(load_config, AnimateConfig, "infer/tinny")
@@ -152,3 +161,8 @@ def test_model_defaults_fill_only_what_is_open() -> None:
     defaults = AnimateConfig(steps=9, guidance=2.0, size=(64, 96), seed=7)
     config = AnimateConfig(steps=3).with_model_defaults(defaults)
     assert (config.steps, config.guidance, config.size, config.seed) == (3, 2.0, (64, 96), 42)
+
+
+def test_model_defaults_that_do_not_fit_what_was_given() -> None:
+    with pytest.raises(UserError, match=r"wanted an overlap \(4\) smaller than the window \(4\); .* overlap 4"):
+        AnimateConfig(window=4).with_model_defaults(AnimateConfig(window=16, overlap=4))
