@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -279,6 +280,8 @@ def split_lora(text: str) -> tuple[Path, float]:
             scale = float(scale_text)
         except ValueError:
             raise UserError(f"--lora {text}: got the scale {scale_text!r}, wanted FILE or FILE:scale") from None
+        if not math.isfinite(scale):
+            raise UserError(f"--lora {text}: got the scale {scale_text!r}, wanted a finite number")
         text = file_text
     path = Path(text).expanduser()
     if not path.is_file():
