@@ -122,12 +122,14 @@ def animate(job: AnimateJob, on_progress: OnProgress = lambda stage, done, total
         UserError: anything wrong with files, settings or the model; then no output is there.
     """
     from xdyna.infer.finish import Finisher
+    from xdyna.infer.sources import Sources
 
     began_s = time.monotonic()
-    sources = _open_sources(job)
+    sources = Sources.open(job.reference, job.driving, job.config)
     choice = choose_model(job.config.model)
     config = job.config.with_model_defaults(choice.defaults())
     finish = Finisher(config.sampling().size_wh, config.upscale, config.watermark)
+    _check_outputs(job, sources, finish.size_wh)
     device = choose_device(config.device)
     on_progress("load model", 0, 1)
     pipe = load_pipeline(choice, config, device, choose_dtype(config.dtype, device))
@@ -153,14 +155,15 @@ class _Run:
     on_progress: OnProgress
 
 
-def _open_sources(job: AnimateJob) -> Sources:
-    """Look at everything that is read and written before any work is done."""
-    from xdyna.infer.sources import Sources
+def _check_outputs(job: AnimateJob, sources: Sources, size_wh: tuple[int, int]) -> None:
+    """Look at every place that will be written before any work is done."""
     from xdyna.video import check_output
 
-    sources = Sources.open(job.reference, job.driving, job.config)
-    check_output(job.output, job.config.codec, sources.fps, inputs=job.inputs)
-    return sources
+    paths = [job.output, _compare_path(job.output)] if job.config.compare else [job.output]
+    for path in paths:
+        check_output(path, job.config.codec, sources.fps, job.inputs, size_wh=size_wh)
+    if job.config.save_maps is not None:
+        sources.check_map_places(job.config.save_maps, job.inputs)
 
 
 def _check_settings(pipe: XDynaPipeline, config: AnimateConfig) -> None:

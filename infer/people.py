@@ -12,7 +12,8 @@ import numpy as np
 
 from xdyna.configs.animate import AnimateConfig
 from xdyna.errors import UserError
-from xdyna.infer.sources import open_video
+from xdyna.files import PartPath
+from xdyna.infer.sources import detector_device, open_video, start_seconds
 from xdyna.photo import write_png
 from xdyna.preprocess.detect import PeopleDetector, build_detector
 from xdyna.preprocess.people import people_picture
@@ -40,9 +41,15 @@ def list_people(
     """
     if picture.suffix.lower() != ".png":
         raise UserError(f"--list-people {picture}: wanted a .png file")
+    PartPath(picture).discard()  # what cannot be written is said before the search, not after it
     clip = open_video(driving, config)
     detector, announcement = build_detector(
-        config.detector, video=driving, tracks=config.tracks, dwpose_files=config.dwpose_files
+        config.detector,
+        video=driving,
+        tracks=config.tracks,
+        dwpose_files=config.dwpose_files,
+        start_s=start_seconds(config),
+        device=detector_device(config),
     )
     logger.info("%s", announcement)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from xdyna.configs import load_config
 from xdyna.configs.animate import AnimateConfig
-from xdyna.files import PartPath, writing_error, written_whole
+from xdyna.files import PartPath, refuse_inputs, writing_error, written_whole
 from xdyna.infer.load import choose_model
 from xdyna.preprocess.tracks import SUFFIX, FloatArray, Tracks
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from xdyna.preprocess.prepare import Prepared
 
 OnProgress = Callable[[str, int, int], None]
+
+#: What videos are called: NAME.pose.mp4 ..
+_KINDS = ("pose", "face_local", "face_global")
 
 logger = logging.getLogger("xdyna")
 
@@ -98,7 +101,8 @@ def preprocess(job: PreprocessJob, on_progress: OnProgress = lambda stage, done,
         defaults = choice.defaults()
         logger.info("size of model %s", choice.announcement.removeprefix("model "))
     config = config.with_model_defaults(defaults)
-    check_folder(job.folder)
+    inputs = [path for path in (job.reference, job.driving, config.pose_maps) if path is not None]
+    check_places(job.folder, job.name, inputs)
     prepared = sources.prepare(config, face=config.face is not False, on_progress=on_progress)
     files = write_maps(job.folder, job.name, prepared, sources, on_progress)
     return PreprocessResult(
@@ -125,6 +129,24 @@ def check_folder(folder: Path) -> None:
     PartPath(folder / "try.png").discard()
 
 
+def check_places(folder: Path, name: str, inputs: Iterable[Path]) -> None:
+    """`check_folder`, and see that none of the files that `write_maps` would put there is an input.
+
+    Raises:
+        UserError: one is, or nothing can be written there.
+    """
+    check_folder(folder)
+    refuse_inputs([_sheet(folder, name), *(_clip(folder, name, kind) for kind in _KINDS)], inputs)
+
+
+def _sheet(folder: Path, name: str) -> Path:
+    return folder / f"{name}.sheet.png"
+
+
+def _clip(folder: Path, name: str, kind: str) -> Path:
+    return folder / f"{name}.{kind}.mp4"
+
+
 def write_maps(
     folder: Path,
     name: str,
@@ -135,7 +157,7 @@ def write_maps(
     """Write NAME.sheet.png, NAME.pose.mp4, NAME.face_local.mp4, NAME.face_global.mp4 and NAME.tracks.npz.
 
     Tracks are those of the driving video, before alignment, and fit `--tracks` for the same video; they and the face
-    maps are left out where there are none.
+    maps are left out where there are none. A tracks file that was read stays as it is: it may hold more.
 
     Args:
         folder: made if missing.
@@ -153,19 +175,19 @@ def write_maps(
     from xdyna.video import VideoWriter
 
     check_folder(folder)
-    clips = {"pose": prepared.pose_maps}
-    if prepared.face_maps is not None:
-        clips["face_local"], clips["face_global"] = prepared.face_maps
-    files, done = [folder / f"{name}.sheet.png"], 0
+    clips = dict(zip(_KINDS, [prepared.pose_maps, *(prepared.face_maps or ())], strict=False))
+    files, done = [_sheet(folder, name)], 0
     for kind, frames in clips.items():
-        files.append(folder / f"{name}.{kind}.mp4")
+        files.append(_clip(folder, name, kind))
         with VideoWriter(files[-1], (frames.shape[2], frames.shape[1]), prepared.fps) as video:
             for frame in frames:
                 video.write(frame)
                 done += 1
                 on_progress("write", done, len(clips) * prepared.num_frames)
-    if prepared.driving_tracks is not None:
-        files.append(folder / f"{name}{SUFFIX}")
+    target, read = folder / f"{name}{SUFFIX}", sources.tracks_path
+    was_read = read is not None and target.exists() and target.samefile(read)
+    if prepared.driving_tracks is not None and not was_read:
+        files.append(target)
         start_s = sources.driving.start_s if sources.driving is not None else 0.0
         tracks = _from_the_videos_start(prepared.driving_tracks, start_s, prepared.start_frame)
         with written_whole(files[-1]) as part:

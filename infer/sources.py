@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -38,6 +38,7 @@ class Sources:
         driving: the driving video; None where maps or tracks stand for it.
         pose_maps: already drawn skeletons, in step with `driving`.
         tracks: tracks that stand for a missing driving video, at the output's rate.
+        tracks_path: the tracks file that is read, if one is: given, or beside the driving video.
     """
 
     photo_path: Path
@@ -45,6 +46,7 @@ class Sources:
     driving: VideoReader | None
     pose_maps: VideoReader | None
     tracks: Tracks | None
+    tracks_path: Path | None
 
     @classmethod
     def open(cls, reference: Path, driving: Path | None, config: AnimateConfig) -> Sources:
@@ -66,7 +68,8 @@ class Sources:
         maps = open_video(config.pose_maps, config) if config.pose_maps is not None else None
         alone = driving is None and config.pose_maps is None
         tracks = _read_tracks(config.tracks, config) if config.tracks is not None and alone else None
-        return cls(reference, photo, video, maps, tracks)
+        beside = tracks_beside(driving) if config.detector in ("auto", "tracks") else None
+        return cls(reference, photo, video, maps, tracks, config.tracks or beside)
 
     @property
     def fps(self) -> Fraction:
@@ -91,8 +94,8 @@ class Sources:
                 tracks=config.tracks,
                 dwpose_files=config.dwpose_files,
                 person=config.person,
-                start_s=_start_s(config),
-                device=config.device if config.device != "auto" else "cpu",
+                start_s=start_seconds(config),
+                device=detector_device(config),
             )
             logger.info("%s", announcement)
         aligns = self.pose_maps is None and (config.align != "none" or config.start == "auto")
@@ -123,7 +126,9 @@ class Sources:
         # The driver's tracks file says nothing about the photo: it may have one of its own beside it.
         name = "auto" if config.detector == "tracks" or tracks_beside(self.photo_path) else config.detector
         try:
-            detector, _ = build_detector(name, video=self.photo_path, dwpose_files=config.dwpose_files)
+            detector, _ = build_detector(
+                name, video=self.photo_path, dwpose_files=config.dwpose_files, device=detector_device(config)
+            )
             found = detector.detect([self.photo], fps=1.0)
         except UserError as error:
             if config.align not in ("auto", "none"):
@@ -140,12 +145,26 @@ class Sources:
             return None
         return AudioCut(cut.path, cut.start_s + float(prepared.start_frame / prepared.fps))
 
+    def check_map_places(self, folder: Path, inputs: Iterable[Path]) -> None:
+        """Make the folder for `save_maps`, and see that nothing there is an input.
+
+        Raises:
+            UserError: one is, or nothing can be written there.
+        """
+        from xdyna.infer.preprocess import check_places
+
+        check_places(folder, self._maps_name, inputs)
+
     def save_maps(self, folder: Path, prepared: Prepared) -> list[Path]:
         """Write what the model sees, as `xdyna preprocess` does."""
         from xdyna.infer.preprocess import write_maps
 
+        return write_maps(folder, self._maps_name, prepared, self)
+
+    @property
+    def _maps_name(self) -> str:
         clip = self.driving or self.pose_maps
-        return write_maps(folder, clip.path.stem if clip else self.photo_path.stem, prepared, self)
+        return clip.path.stem if clip else self.photo_path.stem
 
     def panels(self, prepared: Prepared) -> Iterator[list[Image]]:
         """For each frame what lies beside the result: the photo, the driving frame, the pose map."""
@@ -180,17 +199,23 @@ def open_video(path: Path, config: AnimateConfig) -> VideoReader:
     """A video with the start, rate, stride and number of frames of a config."""
     # Where the start is still to be found, the frames are counted from there, not from the beginning.
     frames = config.frames if config.start != "auto" else None
-    return WholeVideo(path, _start_s(config), config.fps, config.stride, frames)
+    return WholeVideo(path, start_seconds(config), config.fps, config.stride, frames)
 
 
-def _start_s(config: AnimateConfig) -> float:
+def detector_device(config: AnimateConfig) -> str:
+    """What detectors run on: the CPU unless a device is named."""
+    return config.device if config.device != "auto" else "cpu"
+
+
+def start_seconds(config: AnimateConfig) -> float:
+    """Where reading begins in the driving video, seconds: its beginning where the start is still to be found."""
     return 0.0 if config.start == "auto" else config.start
 
 
 def _read_tracks(path: Path, config: AnimateConfig) -> Tracks:
     """Tracks without a video, sampled like one: from the start, at the rate, every Nth, at most so many."""
     tracks = Tracks.load(path)
-    start_s, rate = _start_s(config), config.fps or tracks.fps
+    start_s, rate = start_seconds(config), config.fps or tracks.fps
     left_s = len(tracks) / tracks.fps - start_s
     if left_s <= 0:
         raise UserError(f"{path}: start is {start_s:g} s; wanted less than its {len(tracks) / tracks.fps:.3f} s")

@@ -373,6 +373,27 @@ def test_written_tracks_fit_the_same_video_from_the_same_start(tmp_path: Path) -
     assert files_in(tmp_path / "one") == ["dance.pose.mp4", "dance.sheet.png", "dance.tracks.npz"]
 
 
+def test_a_tracks_file_that_is_read_stays_as_it_is(tmp_path: Path) -> None:
+    photo, clip = make_photo(tmp_path / "me.png"), make_driver(tmp_path / "dance.mp4", 12)
+    tracks = tmp_path / "dance.tracks.npz"
+    before = tracks.read_bytes()
+    common = ["--ref", photo, "--pose-video", clip, "--size", "32x48", "--frames", "3", "--no-face", "-o", tmp_path]
+    for options in ([], ["--tracks", tracks]):
+        assert run("preprocess", *common, *options) == 0
+        assert tracks.read_bytes() == before
+    assert (tmp_path / "dance.pose.mp4").is_file()
+
+
+def test_maps_replace_no_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo, clip = make_photo(tmp_path / "me.png"), make_driver(tmp_path / "dance.pose.mp4", 3)
+    driver = make_driver(tmp_path / "dance.mp4", 3)
+    before = clip.read_bytes()
+    options = ["--ref", photo, "--pose-video", driver, "--pose-maps", clip, "--size", "32x48"]
+    assert run("preprocess", *options, "-o", tmp_path) == 2
+    assert f"{clip}: is an input of this very run" in capsys.readouterr().err
+    assert clip.read_bytes() == before
+
+
 def test_the_command_takes_drawn_maps_and_the_models_size(tmp_path: Path, tiny_folder: Path) -> None:
     photo = make_photo(tmp_path / "me.png")
     tracks = waving_tracks(4, CLIP_WH)
