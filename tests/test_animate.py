@@ -16,6 +16,7 @@ from xdyna.cli import main
 from xdyna.configs import load_config
 from xdyna.configs.animate import AnimateConfig
 from xdyna.infer.animate import AnimateJob, animate
+from xdyna.infer.people import list_people
 from xdyna.provenance import AI_GENERATED, read_provenance
 from xdyna.video import VideoReader, probe
 
@@ -278,6 +279,18 @@ def test_a_manifest_runs_every_job_and_resumes(
     assert all(path.stat().st_mtime_ns != time_ns for path, time_ns in zip(made, times, strict=True))
 
 
+def test_a_manifest_goes_on_after_a_folder_that_cannot_be_made(
+    inputs: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [{"ref": "photo.png", "pose_video": "dance.mp4", "output": f"{name}/a.gif"} for name in ("file", "good")]
+    (inputs / "folders.json").write_text(json.dumps(jobs, indent="\t"))
+    (tmp_path / "file").touch()
+    options = ["--model", str(tiny_folder), "--frames", "2", "--steps", "1"]
+    assert main(["animate", "--jobs", str(inputs / "folders.json"), "-o", str(tmp_path), *options]) == 2
+    assert f"job 1: {tmp_path / 'file'}: cannot write" in capsys.readouterr().err
+    assert (tmp_path / "good/a.gif").is_file()
+
+
 def test_resume_of_one_job(command: list[str], inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(command, "-o", "out.mp4", "--frames", "2", "--resume")
     made_ns = Path("out.mp4").stat().st_mtime_ns
@@ -293,6 +306,23 @@ def test_list_people(command: list[str], tmp_path: Path, capsys: pytest.CaptureF
     assert main([*command[:1], *command[3:5], "--list-people", "people.png"]) == 0
     assert files_in(tmp_path) == ["people.png"]
     assert "people.png: 1 people" in capsys.readouterr().out
+
+
+def test_list_people_looks_before_it_searches(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command[:1], *command[3:5], "--list-people", "none/people.png"]) == 2
+    output = capsys.readouterr()
+    assert "none/people.png: cannot write: its folder does not exist" in output.err
+    assert output.out == ""
+
+
+def test_list_people_of_a_later_part(command: list[str], inputs: Path, tmp_path: Path) -> None:
+    """The tracks belong to the same frames as the picture."""
+    tracks = waving_tracks(12)
+    tracks.joints_conf[:8] = 0
+    tracks.save(tmp_path / "late.tracks.npz")
+    (tmp_path / "late.mp4").write_bytes((inputs / "dance.mp4").read_bytes())
+    late = AnimateConfig(start=1.0)
+    assert list_people(tmp_path / "late.mp4", tmp_path / "people.png", late) == [{"number": 1, "seen": 1.0}]
 
 
 def test_from_python(inputs: Path, tiny_folder: Path, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from xdyna.cli.source_options import (
 from xdyna.configs import load_config
 from xdyna.configs.animate import AnimateConfig
 from xdyna.errors import UserError
+from xdyna.files import writing_error
 from xdyna.jobs import Job, load_jobs, outputs_of
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def _animate_all(jobs: list[Job], settings: _Settings, folder: Path, *, as_json:
                 announce(f"{output}: finished by an earlier run")
                 reports.append({**done, "skipped": True})
                 continue
-            output.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(output.parent)
             with progress(quiet=as_json) as on_progress:
                 result = run(animate_job, on_progress)
             announce(result.summary())
@@ -210,6 +211,13 @@ def _animate_all(jobs: list[Job], settings: _Settings, folder: Path, *, as_json:
         emit_json({"jobs": reports, "failed": num_failed})
     if num_failed:
         raise UserError(f"{num_failed} of {len(jobs)} jobs failed, see above; --resume runs only what is not finished")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise writing_error(folder, error) from error
 
 
 def _list_people(pose_video: Path | None, settings: _Settings, picture: Path, *, as_json: bool) -> None:
