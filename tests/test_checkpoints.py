@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -357,11 +358,32 @@ def test_folder_in_the_way(official: OfficialFiles, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "mine.txt").write_text("keep")
     assert "already there" in refused(official, folder)
-    assert (folder / "mine.txt").is_file()
+    assert "no earlier result is in it" in refused(official, folder, overwrite=True)
+    assert (folder / "mine.txt").read_text() == "keep"
+    (folder / "model_index.json").touch()
     convert(official, folder, overwrite=True)
     assert not (folder / "mine.txt").exists()
+    (tmp_path / "file").touch()
+    assert "is a file" in refused(official, tmp_path / "file", overwrite=True)
+    with pytest.raises(UserError, match="file: cannot write"):
+        convert(official, tmp_path / "file" / "out")
     with pytest.raises(UserError, match=r"no model_index\.json"):
         export_official(tmp_path / "nothing", tmp_path / "back")
+
+
+def test_what_is_read_is_not_replaced(official: OfficialFiles, tmp_path: Path) -> None:
+    assert official.unet is not None
+    source = tmp_path / "source"
+    source.mkdir()
+    unet = Path(shutil.copy(official.unet, source))
+    (source / "model_index.json").touch()
+    assert "which is read" in refused(official.with_given(unet=unet), source, overwrite=True)
+    assert unet.is_file()
+    folder = tmp_path / "pipeline"
+    convert(official, folder)
+    with pytest.raises(UserError, match="no earlier result"):
+        export_official(folder, folder, overwrite=True)
+    assert (folder / "model_index.json").is_file()
 
 
 def test_layout_mistakes(tmp_path: Path) -> None:

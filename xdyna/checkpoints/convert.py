@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from xdyna.errors import UserError
 from xdyna.files import PartPath, writing_error
 from xdyna.unet import XDynaUNet
 
+INDEX_NAME = "model_index.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 #: The official sampler. Upstream really uses linear betas, not SD1.5's scaled_linear.
 SCHEDULER = {
@@ -100,7 +101,7 @@ def convert_official(
         )
     )
 
-    with new_folder(folder, overwrite) as out:
+    with new_folder(folder, overwrite, INDEX_NAME, files.given().values()) as out:
         report = Report(folder)
         classes: dict[str, Any] = {}
         for done, (name, step) in enumerate(steps):
@@ -116,15 +117,22 @@ def convert_official(
 
 
 @contextmanager
-def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+def new_folder(folder: Path, overwrite: bool, mark: str, inputs: Iterable[Path]) -> Iterator[Path]:
     """A temporary folder beside `folder` that becomes it at the end, or vanishes on any error.
 
+    Args:
+        folder: to write.
+        overwrite: replace it where it holds an earlier result.
+        mark: a file or folder that such a result has; a folder without it is somebody's own and stays.
+        inputs: what is read; a folder that holds any of it stays.
     Raises:
         UserError: `folder` is in the way, or the place cannot be written.
     """
-    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: already there and not empty; give another folder, or --overwrite")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    _check_replaceable(folder, overwrite, mark, inputs)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise writing_error(folder.parent, error) from error
     part = PartPath(folder, folder=True)
     try:
         yield part.path
@@ -135,6 +143,21 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         part.discard()
         raise
     part.commit()
+
+
+def _check_replaceable(folder: Path, overwrite: bool, mark: str, inputs: Iterable[Path]) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file; wanted the name of a new folder")
+    if not overwrite:
+        raise UserError(f"{folder}: already there and not empty; give another folder, or --overwrite")
+    if not (folder / mark).exists():
+        raise UserError(f"{folder}: has no {mark}, so no earlier result is in it; --overwrite replaces nothing else")
+    place = folder.resolve()
+    for path in inputs:
+        if path.resolve().is_relative_to(place):
+            raise UserError(f"{folder}: holds {path}, which is read; wanted another folder")
 
 
 def unet_components(config: Mapping[str, Any], resampler: Mapping[str, Any] | None) -> dict[str, ModelMixin]:
@@ -315,7 +338,7 @@ def _write_index(out: Path, classes: Mapping[str, type[Any]]) -> None:
     for name in COMPONENTS:
         kind = classes.get(name)
         index[name] = [_library(kind), kind.__name__] if kind else [None, None]
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (out / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _library(kind: type[Any]) -> str:

@@ -73,7 +73,7 @@ def export_official(
             jobs.append((target, _controlnet_job(folder, name, target, rules, dtype)))
     if (folder / IMAGE_PROMPT).is_dir():
         jobs.append((layout.IP_ADAPTER_FILE, lambda out, report: _export_image_prompt(folder, out, dtype, report)))
-    with new_folder(out_folder, overwrite) as out:
+    with new_folder(out_folder, overwrite, jobs[0][0] if jobs else layout.SD15, [folder]) as out:
         report = Report(out_folder)
         for done, (target, job) in enumerate(jobs):
             if on_progress:
