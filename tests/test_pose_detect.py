@@ -1,11 +1,15 @@
 """Detectors by name: which is taken, what it says, what a user did wrong; tracks files; a stand-in controlnet-aux."""
 
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from animate_inputs import waving_tracks
 from test_pose_draw import standing
 
 from xdyna.errors import UserError
@@ -78,6 +82,32 @@ def test_tracks_mistakes(tracks_file: Path, tmp_path: Path) -> None:
     Tracks.empty(3, (64, 96), 8.0).save(tmp_path / "empty.tracks.npz")
     with pytest.raises(UserError, match="holds no person"):
         build_detector("tracks", tracks=tmp_path / "empty.tracks.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"fps": 0.0}, "at 0.0 frames/s"),
+        ({"fps": float("nan")}, "at nan frames/s"),
+        ({"size_wh": (0, 96)}, "frames of 0x96 px"),
+        ({"joints_conf": np.full((3, 18), np.nan, np.float32)}, "joints_conf holds values that are not finite"),
+        ({"joints_xy": np.full((3, 18, 2), np.inf, np.float32)}, "joints_xy holds values that are not finite where"),
+    ],
+)
+def test_numbers_that_no_clip_can_have(tmp_path: Path, change: dict[str, Any], wanted: str) -> None:
+    good = waving_tracks(3, (64, 96))
+    replace(good, **change).save(tmp_path / "bad.tracks.npz")
+    with pytest.raises(UserError, match=re.escape(wanted)):
+        Tracks.load(tmp_path / "bad.tracks.npz")
+
+
+def test_nan_may_stand_for_what_was_not_found(tmp_path: Path) -> None:
+    tracks = waving_tracks(3, (64, 96))
+    tracks.joints_conf[1, 4], tracks.joints_xy[1, 4] = 0, np.nan
+    tracks.save(tmp_path / "a.tracks.npz")
+    loaded = Tracks.load(tmp_path / "a.tracks.npz")
+    assert not loaded.joints_xy[1, 4].any()
+    np.testing.assert_array_equal(loaded.joints_xy[[0, 2]], tracks.joints_xy[[0, 2]])
 
 
 def test_unknown_name_gets_near_matches() -> None:

@@ -114,17 +114,35 @@ class Tracks:
         """Read a `.tracks.npz` file.
 
         Raises:
-            UserError: the file is missing, is not such a file, or holds arrays of other shapes.
+            UserError: the file is missing, is not such a file, or holds other shapes or numbers that make no sense.
         """
         try:
             with np.load(path, allow_pickle=False) as data:
                 arrays = {name: data[name].astype(np.float32) for name in _ARRAYS}
                 width, height = (int(side) for side in data["size_wh"])
-                return cls(**arrays, size_wh=(width, height), fps=float(data["fps"]))
+                tracks = cls(**arrays, size_wh=(width, height), fps=float(data["fps"]))
+            tracks._check_numbers()
+            return tracks._without_unfound()
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; wanted a tracks file ({SUFFIX})") from None
         except Exception as error:
             raise UserError(f"{path}: not a tracks file ({SUFFIX}): {error}") from error
+
+    def _check_numbers(self) -> None:
+        """Raise ValueError for what no clip can have."""
+        if min(self.size_wh) < 1 or not 0 < self.fps < float("inf"):
+            raise ValueError(f"frames of {self.size_wh[0]}x{self.size_wh[1]} px at {self.fps} frames/s")
+        for points, conf in (("joints_xy", "joints_conf"), ("hands_xy", "hands_conf"), ("face_xy", "face_conf")):
+            conf_values = getattr(self, conf)
+            if not np.isfinite(conf_values).all():
+                raise ValueError(f"{conf} holds values that are not finite")
+            if not np.isfinite(getattr(self, points)[conf_values > 0]).all():
+                raise ValueError(f"{points} holds values that are not finite where {conf} is above 0")
+
+    def _without_unfound(self) -> Tracks:
+        """With zeros for coordinates that are not finite: tools write NaN for what they did not find."""
+        names = ("joints_xy", "hands_xy", "face_xy")
+        return replace(self, **{name: np.nan_to_num(getattr(self, name), posinf=0, neginf=0) for name in names})
 
 
 _ARRAYS = ("joints_xy", "joints_conf", "hands_xy", "hands_conf", "face_xy", "face_conf")
