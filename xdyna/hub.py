@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,7 +136,8 @@ def _one_line(what: str) -> Iterator[None]:
         raise HubError(f"{what}: {_first_line(error)}") from None
 
 
-_DISK_ERRORS = (28, 30, 122)  # no space, read-only, quota
+# Not permissions: a firewall, too, answers with those.
+_DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 
 
 def _first_line(error: Exception) -> str:
