@@ -16,8 +16,10 @@ class WorldConfig(Config):
     seed: int = 0
     size_wh: tuple[int, int] = (64, 96)
     fps: float = Field(12.0, gt=0)
-    scenes: tuple[str, ...] = ("studio", "sea", "waterfall", "fire", "meadow")
-    framings: dict[Literal["full", "half", "bust"], float] = {"full": 0.5, "half": 0.2, "bust": 0.3}
+    scenes: tuple[str, ...] = ("studio", "sea", "waterfall", "fire", "snow", "meadow", "rain", "fireworks", "grass")
+    framings: dict[Literal["full", "half", "bust"], float] = Field(
+        default_factory=lambda: {"full": 0.5, "half": 0.2, "bust": 0.3}
+    )
     energy: float = Field(1.0, ge=0)
     loop_s: float = Field(0.0, ge=0)
     scene_only: float = Field(0.0, ge=0, le=1)
