@@ -16,7 +16,7 @@ from xdyna.configs.recipes import RECIPES
 from xdyna.data.source import draw_batch
 from xdyna.errors import UserError
 from xdyna.train.dry import DryRun
-from xdyna.train.memory import _Alive, estimate, out_of_memory_explained, ways_to_save
+from xdyna.train.memory import _Alive, estimate, out_of_memory_explained, step_peak, ways_to_save
 
 TINY = ["--set", "world.size_wh=[32, 48]", "--set", "frames=2", "--set", "batch=2", "--set", "workers=0"]
 
@@ -106,7 +106,7 @@ def test_step_is_what_activations_take(tmp_path: Path) -> None:
     """One more convolution keeps one more activation: [64, 16, 4, 4] float32, 64 kB."""
     cfg = small_config(tmp_path, batch=64, optimizer="sgd")
     batch = draw_batch(NoiseSource(), range(64))
-    steps = [estimate(cfg, Tower(depth), batch).step for depth in (20, 40)]
+    steps = [step_peak(cfg, Tower(depth), batch) for depth in (20, 40)]
     activation, gradients = 64 * 16 * 16 * 4, 4 * (16 * 16 * 9 + 16)
     assert (steps[1] - steps[0]) / 20 == pytest.approx(activation, abs=gradients)
 
@@ -114,11 +114,11 @@ def test_step_is_what_activations_take(tmp_path: Path) -> None:
 def test_foretold_step_equals_the_bytes_alive_in_a_real_one(tmp_path: Path) -> None:
     system, cfg = SmallSystem(), small_config(tmp_path, batch=64, accumulate=2)
     batch = draw_batch(NoiseSource(), range(64))
-    told = estimate(cfg, system, batch)
+    told = step_peak(cfg, system, batch)
     with _Alive() as alive:
         for _ in range(2):
             system(batch)["loss"].backward()
-    assert told.step == pytest.approx(alive.peak, rel=0.02)
+    assert told == pytest.approx(alive.peak, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_checkpointing_and_half_precision_are_foretold_to_take_less(tmp_path: Pa
     from small_models import small_controlnet
 
     from xdyna.controlnets.pose import PoseControlNet
-    from xdyna.train.run import enable_checkpointing
+    from xdyna.train.modules import enable_checkpointing
 
     class Control(nn.Module):
         def __init__(self) -> None:
@@ -179,7 +179,7 @@ def test_system_that_needs_numbers_is_run_once_in_earnest(tmp_path: Path) -> Non
 def test_full_size_adapter_has_24_8_million_parameters() -> None:
     """X-Dyna's adapter on SD1.5's shape, on the meta device: 24.8 M."""
     from xdyna.adapters.dynamics import DynamicsAdapter
-    from xdyna.train.run import count_parameters
+    from xdyna.train.modules import count_parameters
     from xdyna.unet import XDynaUNet
 
     with torch.device("meta"):

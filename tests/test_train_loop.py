@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from xdyna.errors import UserError
 from xdyna.train import checkpoints
 from xdyna.train.feed import Plan
+from xdyna.train.modules import count_parameters
 from xdyna.train.optimize import Average, rate_factor
-from xdyna.train.run import Run, count_parameters
+from xdyna.train.run import Run
 
 SCRIPT = Path(__file__).with_name("loop_parts.py")
 
@@ -341,7 +342,7 @@ def test_checkpointing_gives_the_same_gradients_with_fewer_kept_activations(tmp_
     from small_models import small_controlnet
 
     from xdyna.controlnets.pose import PoseControlNet
-    from xdyna.train.run import enable_checkpointing
+    from xdyna.train.modules import enable_checkpointing
 
     def gradients(checkpointing: bool) -> tuple[list[torch.Tensor], int]:
         net = small_controlnet(PoseControlNet)

@@ -136,6 +136,51 @@ def check_same_tensors(checkpoint: Path, got: Mapping[str, Tensor], wanted: Mapp
             raise UserError(f"{checkpoint}: {name} has shape {shapes}; {advice}")
 
 
+def check_state(checkpoint: Path, state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint with another recipe, other data, or the data in another order.
+
+    Args:
+        checkpoint: for messages.
+        state: what is written in it.
+        now: what the run would write.
+    Raises:
+        UserError: they do not fit.
+    """
+    if state["recipe"] != now["recipe"]:
+        raise UserError(f"{checkpoint}: a checkpoint of recipe {state['recipe']!r}, wanted {now['recipe']!r}")
+    if state["data"] != now["data"]:
+        raise UserError(
+            f"{checkpoint}: was trained on other data ({state['data']}, now {now['data']}); "
+            "resume with the same data and world, or start another --out with --init"
+        )
+    for key, advice in {
+        "seed": "use the same --seed",
+        "global_batch": "batch x accumulate x processes has to stay the same",
+        "reuse": "use the same reuse",
+    }.items():
+        if state[key] != now[key]:
+            raise UserError(f"{checkpoint}: {key} was {state[key]}, now {now[key]}, so other data would come; {advice}")
+
+
+def write_aside(final: Path, write: Callable[[Path], Any]) -> None:
+    """Have a folder written beside its name and renamed, taking the place of an older one."""
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        if final.is_dir():
+            shutil.rmtree(final)
+        partial.rename(final)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not is_disk_error(error):
+            raise
+        raise UserError(
+            f"{final}: cannot be written ({disk_reason(error)}); the checkpoints are whole: make room and --resume"
+        ) from error
+
+
 def is_disk_error(error: BaseException) -> bool:
     """Whether writing failed for want of room or because of the disk, whoever reports it."""
     if isinstance(error, OSError):

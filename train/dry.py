@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from xdyna.data.source import draw_batch
 from xdyna.train.memory import Memory, estimate
+from xdyna.train.modules import count_parameters, saved_parts
 
 if TYPE_CHECKING:
     from xdyna.train.run import Run
@@ -27,8 +28,6 @@ class DryRun(Exception):
 
 def dry_run(run: Run) -> DryRun:
     """Look at what a run has built; draws its first clips, so that they are known to be usable."""
-    from xdyna.train.run import count_parameters, saved_parts
-
     batch = draw_batch(run.source, run.plan.samples(0, 0))
     processes = run.accelerator.num_processes
     memory = estimate(run.cfg, run.raw, batch, processes=processes, device=run.device.type)

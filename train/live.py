@@ -193,7 +193,7 @@ def about(run: Any) -> dict[str, Any]:
     Args:
         run: `xdyna.train.run.Run`, ready to go.
     """
-    from xdyna.train.run import count_parameters, saved_parts
+    from xdyna.train.modules import count_parameters, saved_parts
 
     parts = []
     for name, part in saved_parts(run.raw).items():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,20 +23,21 @@ from xdyna.errors import UserError
 from xdyna.train.checkpoints import (
     Checkpoints,
     check_same_tensors,
-    disk_reason,
-    is_disk_error,
+    check_state,
     load_tensors,
     read_parts,
     read_state,
     save_tensors,
+    write_aside,
     write_parts,
 )
 from xdyna.train.dry import dry_run
 from xdyna.train.feed import Plan, micro_batches
+from xdyna.train.modules import count_parameters, enable_checkpointing, saved_buffers, saved_parts, trained_parameters
 from xdyna.train.noise import sample_seed
 from xdyna.train.optimize import Average, build_optimizer, rate_factor
 from xdyna.train.processes import load_engine, open_accelerator, prepare, save_engine
-from xdyna.train.sharding import cut_like, gathered, load_optimizer_state, make_whole, optimizer_state
+from xdyna.train.sharding import cut_like, gathered, load_optimizer_state, make_whole, optimizer_state, reshard
 from xdyna.train.watch import Watcher, standard_watchers
 
 Sampler = Callable[[Path, int], None]
@@ -201,7 +202,7 @@ class Run:
         with self.averaged():
             if self.accelerator.is_fsdp2:
                 make_whole(self.raw)
-            self._on_main(lambda: _write_aside(final, write))
+            self._on_main(lambda: write_aside(final, write))
         return final
 
     def say(self, line: str) -> None:
@@ -219,7 +220,7 @@ class Run:
 
     def save(self, validation: float | None = None) -> None:
         """Write checkpoint `step-NNNNNN`, then drop all but the last `cfg.keep` and the best."""
-        values = {name: gathered(value) for name, value in {**self.trained, **self._buffers()}.items()}
+        values = {name: gathered(value) for name, value in {**self.trained, **saved_buffers(self.raw)}.items()}
         averages = {}
         if self.average:
             with self.average.in_place():
@@ -248,6 +249,7 @@ class Run:
         self.raw.eval()
         with self.averaged(), torch.no_grad():
             losses = [self.system(batch)["loss"].detach().float() for batch in self._held_out]
+        reshard(self.raw)
         self._train_mode()
         return float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
 
@@ -295,8 +297,8 @@ class Run:
 
     def _load(self, checkpoint: Path) -> None:
         state = read_state(checkpoint)
-        self._check_state(checkpoint, state)
-        wanted: dict[str, Tensor] = {**self.trained, **self._buffers()}
+        check_state(checkpoint, state, self._state(None))
+        wanted: dict[str, Tensor] = {**self.trained, **saved_buffers(self.raw)}
         values = read_parts(checkpoint)
         check_same_tensors(checkpoint, values, wanted)
         with torch.no_grad():
@@ -328,25 +330,6 @@ class Run:
             "reuse": self.plan.reuse,
             "validation": validation,
         }
-
-    def _check_state(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
-        if state["recipe"] != self.recipe:
-            raise UserError(f"{checkpoint}: a checkpoint of recipe {state['recipe']!r}, wanted {self.recipe!r}")
-        if state["data"] != self.source.fingerprint:
-            raise UserError(
-                f"{checkpoint}: was trained on other data ({state['data']}, now {self.source.fingerprint}); "
-                "resume with the same data and world, or start another --out with --init"
-            )
-        now = self._state(None)
-        for key, advice in {
-            "seed": "use the same --seed",
-            "global_batch": "batch x accumulate x processes has to stay the same",
-            "reuse": "use the same reuse",
-        }.items():
-            if state[key] != now[key]:
-                raise UserError(
-                    f"{checkpoint}: {key} was {state[key]}, now {now[key]}, so other data would come; {advice}"
-                )
 
     @property
     def _deepspeed(self) -> bool:
@@ -423,25 +406,15 @@ class Run:
         self._tell(lambda watcher: watcher.on_sample(self.step, self.folder))
 
     def _draw_held_out(self) -> list[Batch]:
-        batch, processes = self.plan.batch, self.plan.processes
-        rounds = math.ceil(self.cfg.validate_clips / (batch * processes))
-        blocks = [range((turn * processes + self.plan.rank) * batch, (turn * processes + self.plan.rank + 1) * batch)
-                  for turn in range(rounds)]  # fmt: skip
-        return [draw_batch(self.validation, [self._first_held_out + index for index in block]) for block in blocks]
+        # As a step of one pass each: the same clips for any number of processes, in aligned blocks.
+        plan = replace(self.plan, accumulate=1, reuse=1)
+        first = math.ceil(self._first_held_out / plan.global_batch)
+        rounds = math.ceil(self.cfg.validate_clips / plan.global_batch)
+        return [draw_batch(self.validation, plan.samples(first + turn, 0)) for turn in range(rounds)]
 
     def _train_mode(self) -> None:
         for part in saved_parts(self.raw).values():
             part.train()
-
-    def _buffers(self) -> dict[str, Tensor]:
-        """Persistent buffers of the saved parts, such as running means."""
-        found: dict[str, Tensor] = {}
-        for name, part in saved_parts(self.raw).items():
-            parameters = dict(part.named_parameters(remove_duplicate=False))
-            for key, value in part.state_dict(keep_vars=True).items():
-                if key not in parameters and isinstance(value, Tensor):
-                    found[f"{name}/{key}"] = value
-        return found
 
     def _on_main(self, work: Callable[[], Any]) -> None:
         """Do something on the main process while the others wait; its mistakes are everyone's."""
@@ -494,64 +467,6 @@ class Run:
             signal.signal(signal.SIGTERM, previous)
 
 
-def saved_parts(system: nn.Module) -> dict[str, nn.Module]:
-    """The parts that a system's checkpoints hold, by name."""
-    parts: Any = system.saved
-    return dict(parts)
-
-
-def trained_parameters(system: nn.Module) -> dict[str, nn.Parameter]:
-    """What trains, named ``part/key``, each once.
-
-    Raises:
-        ValueError: something trains that is in no saved part, and would be lost.
-    """
-    found: dict[str, nn.Parameter] = {}
-    seen: set[int] = set()
-    for name, part in saved_parts(system).items():
-        for key, value in part.named_parameters():
-            if value.requires_grad and id(value) not in seen:
-                seen.add(id(value))
-                found[f"{name}/{key}"] = value
-    lost = [key for key, value in system.named_parameters() if value.requires_grad and id(value) not in seen]
-    if lost:
-        raise ValueError(f"{lost[0]} (and {len(lost) - 1} more) trains but is in none of {list(saved_parts(system))}")
-    return found
-
-
-def enable_checkpointing(system: nn.Module) -> None:
-    """Let every diffusers model inside compute its activations again in the backward pass."""
-    for module in system.modules():
-        enable = getattr(module, "enable_gradient_checkpointing", None)
-        if enable is not None and getattr(module, "_supports_gradient_checkpointing", False):
-            enable()
-
-
-def count_parameters(*modules: nn.Module, trainable: bool = False) -> int:
-    """Parameters of the modules, all of them or those that train; shared ones count once."""
-    values = {id(p): p for module in modules for p in module.parameters() if p.requires_grad or not trainable}
-    return sum(value.numel() for value in values.values())
-
-
 def describe(cfg: BaseModel, recipe: str) -> str:
     """The resolved settings as JSON text."""
     return json.dumps({"recipe": recipe, **cfg.model_dump(mode="json")}, indent=2) + "\n"
-
-
-def _write_aside(final: Path, write: Callable[[Path], Any]) -> None:
-    """Have a folder written beside its name and renamed, taking the place of an older one."""
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        write(partial)
-        if final.is_dir():
-            shutil.rmtree(final)
-        partial.rename(final)
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not is_disk_error(error):
-            raise
-        raise UserError(
-            f"{final}: cannot be written ({disk_reason(error)}); the checkpoints are whole: make room and --resume"
-        ) from error

@@ -54,6 +54,16 @@ def _place(key: str, value: Any, parameter: nn.Parameter) -> Any:
     return cut_like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
 
 
+def reshard(module: nn.Module) -> None:
+    """Drop gathered copies of sharded weights, which a pass without a backward pass leaves behind and later ones would
+    take for current."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for owner in module.modules():
+        if isinstance(owner, FSDPModule):
+            owner.reshard()
+
+
 @torch.no_grad()
 def make_whole(module: nn.Module) -> None:
     """Make a sharded module a plain one on the CPU, for writing and looking; its optimiser does not know it any more.
@@ -62,6 +72,7 @@ def make_whole(module: nn.Module) -> None:
     """
     from torch.distributed.fsdp import FSDPModule
 
+    reshard(module)
     for owner in module.modules():
         for key, parameter in list(owner.named_parameters(recurse=False)):
             if hasattr(parameter, "full_tensor"):
