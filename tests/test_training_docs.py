@@ -1,6 +1,7 @@
 """The way through docs/training.md, at small scale: published files, videos, an adapter, a face, a result."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_text_encoder, tiny_tokenizer
 
 from xdyna.cli import main
+from xdyna.configs.recipes import RECIPES
 from xdyna.data.synthetic.clips import World, clip_spec, render
 from xdyna.video import VideoWriter
 
@@ -82,7 +84,7 @@ def test_from_videos_to_an_adapter_to_a_face_to_a_video(
     assert "(dynamics_adapter, pose_controlnet, motion)" in capsys.readouterr().out
     adapter = load_file(one / "model/dynamics_adapter/diffusion_pytorch_model.safetensors")
     assert any(value.any() for key, value in adapter.items() if "to_out_ref" in key)
-    assert (one / "sample-000002.png").is_file()
+    assert (one / "samples/step-000002.png").is_file()
 
     second = ["train", "s_face_controlnet", "--config", "train/s_face_controlnet", "--base", str(one / "model")]
     second += ["--data", str(videos), "--out", str(two), "--steps", "2", *sets(QUICK)]
@@ -101,3 +103,23 @@ def test_from_videos_to_an_adapter_to_a_face_to_a_video(
     args += ["-o", str(tmp_path / "out.mp4"), "--model", str(two / "model"), "--size", "32x48", "--steps", "1"]
     assert main([*args, "--guidance", "1"]) == 0
     assert (tmp_path / "out.mp4").stat().st_size > 500
+
+
+@pytest.mark.recipe
+def test_a_recipe_of_ones_own_is_as_short_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    quick = "steps=1, workers=0, sample_every=0, validate_clips=0"
+    assert "steps=200" in code
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("steps=200", quick), {})
+    assert (tmp_path / "runs/mine/model/dynamics_adapter/diffusion_pytorch_model.safetensors").is_file()
+    assert (tmp_path / "runs/mine/model/model_index.json").is_file()
+
+
+def test_the_page_names_every_recipe_and_every_preset() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    for recipe in RECIPES:
+        assert f"`{recipe}`" in page, recipe
+    for name in ("dynamics_adapter", "motion_module", "pose_controlnet", "s_face_controlnet"):
+        assert f"`train/{name}`" in page, name
