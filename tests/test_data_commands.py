@@ -63,6 +63,18 @@ def test_from_videos_to_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert packed.draw(0).frames.shape == (4, 72, 48, 3)
 
 
+def test_drawn_clips_on_disk_are_training_data_as_they_are(tmp_path: Path) -> None:
+    options = ["--count", "3", "--frames", "6", "--size", "48x72", "--scene-only", "0.5", "--swapped", "--no-flow"]
+    assert main(["data", "synth", "-o", str(tmp_path), "--seed", "5", *options]) == 0
+    found = scan_folder(tmp_path, "swapped")
+    assert found.problems == ()
+    assert sorted({item.is_scene for item in found.items}) == [False, True]
+    people = FolderSource(tmp_path, Cut(3, sizes=(SIZE_WH,), face="swapped"), found.only(scenes=False))
+    clip = people.draw(0)
+    assert 0.05 < (clip.masks > 127).mean() < 0.95
+    assert clip.pose_maps[clip.masks > 127].max() > 100
+
+
 def test_a_video_without_a_person_is_named_and_the_rest_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
