@@ -19,11 +19,13 @@ from typer.testing import CliRunner
 
 from xdyna.cli import app
 from xdyna.configs.train import TrainConfig
+from xdyna.data.source import draw_batch
 from xdyna.errors import UserError
 from xdyna.train import curves
 from xdyna.train.curves import Axis, Chart, Column, Line
 from xdyna.train.report import charts, read_log, write_report
 from xdyna.train.sample_files import note_sample, read_samples, sample_path, write_sheet
+from xdyna.train.samples import contact_sheet
 from xdyna.video.write import VideoWriter
 
 VOID = {"meta", "img", "br"}  # elements that have no end
@@ -117,6 +119,7 @@ def test_page_tells_what_the_run_did(done: Path) -> None:
     assert page.text("h1") == ["small: a <i> & run"] == page.text("title")[:1]
     assert any(text.startswith("finished, written ") for text in page.text("p"))
     assert "6 of 6" in everything
+    assert {"steps", "seconds per step", "first to last step"} <= set(page.text("span"))
     assert [text for text in page.text("b") if text in {"Loss", "Gradient norm", "Learning rate", "PSNR (dB)"}] == [
         "Loss", "Gradient norm", "Learning rate", "PSNR (dB)"
     ]  # fmt: skip
@@ -324,6 +327,22 @@ def test_sheet_that_cannot_be_written_names_its_file(tmp_path: Path) -> None:
         sample_path(tmp_path, 1, ".png")
     with pytest.raises(UserError, match=r"step.png: cannot write: its folder does not exist"):
         write_sheet(tmp_path / "none" / "step.png", picture(0))
+
+
+def test_contact_sheet_shows_truth_poses_and_model_of_every_clip_in_two_columns() -> None:
+    source = NoiseSource()
+    batch = draw_batch(source, range(3))
+    made = batch.frames[:, 1:] // 2
+    sheet = contact_sheet(batch, made)
+    width = 7 * 4  # the reference and six frames, 4 pixels each
+    assert sheet.shape == (2 * 3 * 4, width + 4 + width, 3)
+    places = [(0, 0), (12, 0), (0, width + 4)]
+    for clip, (top, left) in enumerate(places):
+        block = sheet[top : top + 12, left : left + width]
+        assert all((block[4 * row : 4 * row + 4, :4] == batch.frames[clip, 0]).all() for row in range(3))
+        for row, strip in enumerate((batch.frames[clip, 1:], batch.pose_maps[clip, 1:], made[clip])):
+            assert (block[4 * row : 4 * row + 4, -4:] == strip[-1]).all()
+    assert (sheet[12:, width + 4 :] == 255).all()
 
 
 # -- event files -----------------------------------------------------------------------------------------------------

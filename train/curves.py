@@ -139,7 +139,7 @@ def _x(step: float, first: int, last: int) -> float:
 
 
 def _grid(axis: Axis, first: int, last: int) -> str:
-    parts = []
+    parts = [f'<text class="tick" x="{LEFT - 6}" y="{HEIGHT - 9}" text-anchor="end">step</text>']
     for value in axis.ticks():
         y = axis.place(value)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')

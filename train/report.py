@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def _head(
         best_step, best = min(log["validation"], key=lambda point: point[1])
         tiles.append((f"lowest validation loss (step {best_step:,})", curves.number(best)))
     times = [value for _, value in log.get("time", [])]
-    gaps = sorted(later - earlier for earlier, later in zip(times[-101:], times[-100:], strict=False))
+    gaps = sorted(later - earlier for earlier, later in pairwise(times[-101:]))
     if gaps and gaps[len(gaps) // 2] > 0:
         pace_s = gaps[len(gaps) // 2]
         tiles.append(("seconds per step", curves.number(pace_s)))
@@ -301,11 +302,12 @@ body { margin: 0 auto; padding: 1.5rem; max-width: 72rem; background: var(--page
 h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem }
 h3 { font-size: .95rem; margin: 1rem 0 .4rem } header p { margin: .2rem 0 1rem; color: var(--soft) }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .6rem }
-.tiles div { background: var(--card); border-radius: .5rem; padding: .6rem .8rem; display: grid }
-.tiles b { font-size: 1.2rem; font-variant-numeric: tabular-nums } .tiles span { color: var(--soft); font-size: .85em }
+.tiles div { background: var(--card); border-radius: .5rem; padding: .6rem .8rem }
+.tiles b { display: block; font-size: 1.2rem; font-variant-numeric: tabular-nums }
+.tiles span { color: var(--soft); font-size: .85em }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1.2rem 2rem }
 img, video { max-width: 100%; height: auto; display: block; margin: .5rem 0; border-radius: .3rem }
-section > a img { max-height: 64rem }
+video { width: 46rem }
 .earlier { display: grid; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); gap: .8rem }
 .earlier span { color: var(--soft); font-size: .85em }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9em }

@@ -21,7 +21,7 @@ from xdyna.video.write import VideoWriter
 CLIPS = 6
 SHEET_FRAMES = 6
 CAPTION = (
-    "Sheet: for every clip the reference, then its frames: the truth, the pose maps, the model. "
+    "Sheet: for every clip the reference and six of its frames: the truth, the pose maps, the model. "
     "Video: the model above the truth, the clips side by side."
 )
 
@@ -129,14 +129,22 @@ def _joined(clips: NDArray[Any]) -> NDArray[Any]:
 
 
 def contact_sheet(batch: Batch, made: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Per clip one row of truth, one of pose maps and one of the model, the reference first: uint8 RGB [H, W, 3]."""
+    """Per clip one row of truth, one of pose maps and one of the model, the reference first: uint8 RGB [H, W, 3].
+
+    The clips stand in two columns.
+    """
     picked = np.linspace(0, made.shape[1] - 1, SHEET_FRAMES).round().astype(int)
-    rows = []
+    blocks = []
     for clip in range(len(batch)):
         reference = batch.frames[clip, 0]
-        for strip in (batch.frames[clip, 1:], batch.pose_maps[clip, 1:], made[clip]):
-            rows.append(np.concatenate([reference, *strip[picked]], 1))
-    return np.concatenate(rows)
+        strips = (batch.frames[clip, 1:], batch.pose_maps[clip, 1:], made[clip])
+        blocks.append(np.concatenate([np.concatenate([reference, *strip[picked]], 1) for strip in strips]))
+    if len(blocks) == 1:
+        return blocks[0]
+    half = (len(blocks) + 1) // 2
+    left, right = np.concatenate(blocks[:half]), np.concatenate(blocks[half:])
+    right = np.concatenate([right, np.full((len(left) - len(right), *right.shape[1:]), 255, np.uint8)])
+    return np.concatenate([left, np.full((len(left), 4, 3), 255, np.uint8), right], 1)
 
 
 def write_video(path: Path, batch: Batch, made: NDArray[np.uint8], fps: float) -> None:
