@@ -12,6 +12,7 @@ from xdyna.cli import main
 from xdyna.data.synthetic.clips import World, clip_spec, render
 from xdyna.errors import UserError
 from xdyna.metrics.joints import (
+    MIRRORED,
     WEIGHTS,
     JointRegressor,
     JointsShape,
@@ -22,7 +23,7 @@ from xdyna.metrics.joints import (
     person_height,
 )
 from xdyna.preprocess.tracks import Tracks
-from xdyna.train.recipes.joint_pictures import MIRRORED, blurred, moved, noisy, recoloured
+from xdyna.train.recipes.joint_pictures import blurred, moved, noisy, recoloured
 
 SMALL = JointsShape((32, 48), (8, 8, 8, 8))
 
@@ -80,6 +81,17 @@ def test_points_are_the_middle_of_the_heat() -> None:
     assert torch.allclose(regressor.points(heat), torch.tensor([22.0, 14.0]))  # middles of cells of 4 px
     heat[0, :, 4, 5] = 50
     assert torch.allclose(regressor.points(heat), torch.tensor([22.0, 16.0]))
+
+
+def test_mirror_images_have_mirrored_joints() -> None:
+    torch.manual_seed(0)
+    frames = np.random.default_rng(0).integers(0, 255, (2, 48, 32, 3), np.uint8)
+    regressor = JointRegressor(SMALL)
+    found, _ = regressor.find(frames)
+    mirrored, _ = regressor.find(np.ascontiguousarray(frames[:, :, ::-1]))
+    wanted = found[:, list(MIRRORED)]
+    wanted[..., 0] = 32 - wanted[..., 0]
+    assert np.allclose(mirrored, wanted, atol=1e-3)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-#: Right and left change places in a mirrored picture: what joint each one becomes.
-MIRRORED = (0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16)
+from xdyna.metrics.joints import MIRRORED
 
 _KERNEL_PX = 9
 

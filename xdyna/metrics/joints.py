@@ -26,6 +26,8 @@ from xdyna.preprocess.tracks import NUM_JOINTS, Tracks
 #: The shipped regressor.
 WEIGHTS = Path(xdyna.__file__).resolve().parent / "weights" / "joints-synth.safetensors"
 KIND = "xdyna.joints"
+#: Right and left change places in a mirrored picture: what joint each one becomes.
+MIRRORED = (0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class JointRegressor(nn.Module):
 
     @torch.no_grad()
     def find(self, frames: Frames, batch: int = 64) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Joints of every frame.
+        """Joints of every frame: the mean of what is found in the picture and in its mirror image.
 
         Args:
             frames: uint8 RGB [F, H, W, 3] of any size.
@@ -94,11 +96,18 @@ class JointRegressor(nn.Module):
         points, shown = [], []
         for start in range(0, len(frames), batch):
             part = torch.as_tensor(np.ascontiguousarray(frames[start : start + batch]))
-            heat, inside = self(_pictures(part, self.shape.size_wh))
-            points.append(self.points(heat))
-            shown.append(inside.sigmoid())
+            pictures = _pictures(part, self.shape.size_wh)
+            (place, inside), (other, other_inside) = self._places(pictures), self._places(pictures.flip(-1))
+            other = torch.stack([self.shape.size_wh[0] - other[..., 0], other[..., 1]], -1)[:, list(MIRRORED)]
+            points.append((place + other) / 2)
+            shown.append((inside + other_inside[:, list(MIRRORED)]) / 2)
         scale = np.asarray([frames.shape[2], frames.shape[1]]) / np.asarray(self.shape.size_wh)
         return (torch.cat(points).numpy() * scale).astype(np.float32), torch.cat(shown).numpy()
+
+    def _places(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Places [N, 18, 2] and chances [N, 18] in pictures of the network's own size."""
+        heat, inside = self(pictures)
+        return self.points(heat), inside.sigmoid()
 
     def save(self, path: Path, **notes: Any) -> None:
         """Write a safetensors file in half precision; the shape and `notes` go into its metadata."""
