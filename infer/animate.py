@@ -60,6 +60,11 @@ class AnimateJob:
         config = self.config
         return [path for path in (self.reference, self.driving, config.pose_maps, config.tracks) if path is not None]
 
+    @property
+    def outputs(self) -> list[Path]:
+        """The videos (or folders of pictures) that are written."""
+        return [self.output, _compare_path(self.output)] if self.config.compare else [self.output]
+
     def description(self) -> dict[str, Any]:
         """The job as it was asked for, in plain values."""
         return {
@@ -159,8 +164,7 @@ def _check_outputs(job: AnimateJob, sources: Sources, size_wh: tuple[int, int]) 
     """Look at every place that will be written before any work is done."""
     from xdyna.video import check_output
 
-    paths = [job.output, _compare_path(job.output)] if job.config.compare else [job.output]
-    for path in paths:
+    for path in job.outputs:
         check_output(path, job.config.codec, sources.fps, job.inputs, size_wh=size_wh)
     if job.config.save_maps is not None:
         sources.check_map_places(job.config.save_maps, job.inputs)
@@ -334,7 +338,7 @@ def _record_text(run: _Run, result: Result) -> str:
 
 
 def finished(job: AnimateJob) -> dict[str, Any] | None:
-    """What an earlier run of this very job recorded, if its output is there and no input is newer.
+    """What an earlier run of this very job recorded, if its outputs are there, its model is the same and no input is newer.
 
     Returns:
         A report like that of `Result.report`, or None where the job must run.
@@ -343,7 +347,10 @@ def finished(job: AnimateJob) -> dict[str, Any] | None:
         record = json.loads(job.record.read_text(encoding="utf-8"))
         written_s = job.record.stat().st_mtime
         same = record["asked"] == job.description() and record["version"] == xdyna.__version__
-        if not same or not job.output.exists() or any(path.stat().st_mtime > written_s for path in job.inputs):
+        # `auto` may mean another model than it did.
+        same = same and record["model"]["folder"] == str(choose_model(job.config.model).folder)
+        there = all(path.exists() for path in job.outputs)
+        if not same or not there or any(path.stat().st_mtime > written_s for path in job.inputs):
             return None
         return {
             "output": job.output,
@@ -355,5 +362,5 @@ def finished(job: AnimateJob) -> dict[str, Any] | None:
             "model": record["model"]["name"],
             "model_sha256": record["model"]["sha256"],
         }
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return None

@@ -15,7 +15,7 @@ from clips import loud_interval
 from xdyna.cli import main
 from xdyna.configs import load_config
 from xdyna.configs.animate import AnimateConfig
-from xdyna.infer.animate import AnimateJob, animate
+from xdyna.infer.animate import AnimateJob, animate, finished
 from xdyna.infer.people import list_people
 from xdyna.provenance import AI_GENERATED, read_provenance
 from xdyna.video import VideoReader, probe
@@ -300,6 +300,23 @@ def test_resume_of_one_job(command: list[str], inputs: Path, capsys: pytest.Capt
     Path("out.mp4").unlink()
     run(command, "-o", "out.mp4", "--frames", "2", "--resume")
     assert Path("out.mp4").is_file()
+
+
+def test_resume_wants_the_same_model_and_every_output(command: list[str], inputs: Path, tiny_folder: Path) -> None:
+    config = AnimateConfig(model=str(tiny_folder), frames=2, steps=1, compare=True)
+    job = AnimateJob(inputs / "photo.png", inputs / "dance.mp4", Path("out.mp4"), config)
+    result = animate(job)
+    report = finished(job)
+    assert report is not None
+    assert (report["num_frames"], report["model_sha256"]) == (2, result.model_sha256)
+    Path("out.compare.mp4").rename("away.mp4")
+    assert finished(job) is None
+    Path("away.mp4").rename("out.compare.mp4")
+    assert finished(job) is not None
+    record = record_of("out.mp4")
+    record["model"]["folder"] = "models/another"
+    job.record.write_text(json.dumps(record))
+    assert finished(job) is None
 
 
 def test_list_people(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
