@@ -324,6 +324,8 @@ class _Task:
         )
         stretched = self.official and not face
         maps = np.stack([self._fit_map(frame, stretched=stretched) for frame in drawn])
+        if maps.min() == maps.max():
+            self.warnings.append(f"{label}: every pixel of every frame is the same: no pose will steer")
         faces, cropped = None, None
         tracks = self._face_owner(tracks) if face else None
         if tracks is not None:
