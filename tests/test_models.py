@@ -179,7 +179,6 @@ def test_files_put_there_by_hand(hub: LocalHub) -> None:
     assert downloads(hub) == []
     assert set(dict(verify(MODEL)).values()) == {"good"}
     # Another file of the same size is not taken for the right one.
-    shutil.rmtree(models.cache_folder() / models.LOCK_NAME, ignore_errors=True)
     (models.cache_folder() / models.LOCK_NAME).unlink()
     target = pulled_folder(MODEL) / UNET
     target.write_bytes(b"x" * target.stat().st_size)
