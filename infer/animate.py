@@ -338,7 +338,7 @@ def _record_text(run: _Run, result: Result) -> str:
 
 
 def finished(job: AnimateJob) -> dict[str, Any] | None:
-    """What an earlier run of this very job recorded, if its outputs are there, its model is the same and no input is newer.
+    """What an earlier run of this very job recorded, if its outputs are there and neither model nor inputs changed.
 
     Returns:
         A report like that of `Result.report`, or None where the job must run.
