@@ -386,7 +386,9 @@ def test_training_goes_on_without_tensorboard(
     assert len(losses(tmp_path)) == 2
     assert not (tmp_path / "tensorboard").exists()
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tensorboard")]
-    assert told == ["tensorboard: not installed, so no event files are written; pip install 'xdyna[train]'"]
+    assert len(told) == 1
+    assert told[0].startswith("tensorboard: no event files are written (")
+    assert told[0].endswith("); pip install 'xdyna[train]'")
 
 
 def test_training_goes_on_where_event_files_cannot_be_written(

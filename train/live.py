@@ -86,8 +86,8 @@ class TensorBoard:
             self.writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=purged, flush_secs=20)
             settings = (run.folder / "config.json").read_text(encoding="utf-8")
             self.writer.add_text("settings", f"```json\n{settings}```", run.step)
-        except ImportError:
-            run.say("tensorboard: not installed, so no event files are written; pip install 'xdyna[train]'")
+        except ImportError as error:
+            run.say(f"tensorboard: no event files are written ({error}); pip install 'xdyna[train]'")
         except Exception as error:  # a broken installation can fail in any way
             self._give_up(error)
 
