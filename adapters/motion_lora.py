@@ -106,7 +106,9 @@ def save_lora(unet: XDynaUNet, folder: str | Path, name: str = "default") -> Pat
         weight_name=WEIGHT_NAME,
         unet_lora_adapter_metadata={key: value for key, value in config["unet"].to_dict().items() if value is not None},
     )
-    return Path(folder) / WEIGHT_NAME
+    path = Path(folder) / WEIGHT_NAME
+    path.chmod(0o644)  # safetensors writes files that nobody else may read
+    return path
 
 
 def fill_lora(unet: XDynaUNet, path: str | Path, name: str = "default") -> None:

@@ -115,8 +115,10 @@ def _complete(parts: Parts, folder: Path) -> None:
             part = getattr(parts, name)
             part.save_pretrained(folder / name)
             index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
-    with written_whole(folder / INDEX) as path:
-        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            for path in (folder / name).glob("*.safetensors"):
+                path.chmod(0o644)
+    with written_whole(folder / INDEX) as file:
+        file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
