@@ -28,16 +28,6 @@ class Residuals:
         """Prepend a zero frame: nothing controls the reference."""
         return Residuals(tuple(_prepend_zero(r) for r in self.down), _prepend_zero(self.mid))
 
-    def frames(self, index: Tensor | slice) -> Residuals:
-        """The residuals of some frames."""
-        return Residuals(tuple(r[:, :, index] for r in self.down), self.mid[:, :, index])
-
-    def repeat(self, batch: int) -> Residuals:
-        """One clip's residuals for `batch` rows, e.g. for both halves of guidance when their text is equal."""
-        return Residuals(
-            tuple(r.expand(batch, -1, -1, -1, -1) for r in self.down), self.mid.expand(batch, -1, -1, -1, -1)
-        )
-
 
 def control_residuals(
     controlnet: ControlNetModel,

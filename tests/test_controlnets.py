@@ -25,7 +25,7 @@ def test_frames_are_evaluated_one_by_one() -> None:
     all_frames = control_residuals(net, latents, 500, text, condition)
     for i in range(3):
         one = control_residuals(net, latents[:, :, i : i + 1], 500, text, condition[:, :, i : i + 1])
-        assert (all_frames.frames(slice(i, i + 1)).mid - one.mid).abs().max() < 1e-5
+        assert (all_frames.mid[:, :, i : i + 1] - one.mid).abs().max() < 1e-5
         for a, b in zip(all_frames.down, one.down, strict=True):
             assert (a[:, :, i : i + 1] - b).abs().max() < 1e-5
 
@@ -69,7 +69,7 @@ def test_scale() -> None:
     full = control_residuals(net, latents, 500, text, condition)
     half = control_residuals(net, latents, 500, text, condition, scale=0.5)
     assert torch.allclose(half.mid, full.mid * 0.5)
-    assert torch.equal(full.repeat(2).mid, full.mid)
+    assert full.mid.abs().max() > 1e-4
 
 
 def test_wrong_inputs_are_named() -> None:
