@@ -25,7 +25,7 @@ def test_upscale_keeps_flat_colours() -> None:
 
 
 @pytest.mark.parametrize("size_wh", [(64, 96), (128, 192), (512, 896), (896, 512)])
-@pytest.mark.parametrize("text", ["AI", "AI-made by pyxis"])
+@pytest.mark.parametrize("text", ["AI", "AI-made by xdyna"])
 def test_the_mark_is_seen_and_lies_inside(size_wh: tuple[int, int], text: str) -> None:
     marked = Finisher(size_wh, watermark=text)(grey(size_wh))
     assert marked.dtype == np.uint8
