@@ -108,7 +108,7 @@ def test_the_pipeline_loads_scales_merges_and_unloads_a_lora(trained_lora: Any, 
     pipe.fuse_lora()
     assert (latents(pipe) - changed).abs().max() < 1e-3
     pipe.unfuse_lora()
-    assert torch.equal(latents(pipe), changed) or (latents(pipe) - changed).abs().max() < 1e-3
+    assert (latents(pipe) - changed).abs().max() < 1e-3
     pipe.unload_lora_weights()
     assert set(pipe.unet.state_dict()) == set(before)
     assert (latents(pipe) - plain).abs().max() < 1e-3  # merging and unmerging rounds

@@ -247,7 +247,7 @@ def test_autocast_runs_a_half_precision_host_with_a_full_precision_adapter() -> 
 
 
 def test_motion_modules_train_on_channels_last_latents() -> None:
-    """One clip in the memory layout in which a VAE hands out its latents, which a first block without attention keeps."""
+    """One clip in the memory layout of a VAE's latents, which a first block without attention keeps."""
     down, up = ("DownBlockMotion", "CrossAttnDownBlockMotion"), ("CrossAttnUpBlockMotion", "UpBlockMotion")
     unet = small_unet(pool_group_norm=False, down_block_types=down, up_block_types=up)
     for block in unet.down_blocks:

@@ -107,6 +107,7 @@ def save_image_prompt_model(system: ClipSystem, folder: Path) -> None:
 
 
 def _complete(parts: Parts, folder: Path) -> None:
+    """Take the Dynamics-Adapter, which came along from the base, out of a pipeline folder; add what is new."""
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     index["dynamics_adapter"] = [None, None]
     shutil.rmtree(folder / "dynamics_adapter", ignore_errors=True)
