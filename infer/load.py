@@ -221,13 +221,19 @@ def _first_line(error: Exception) -> str:
 
 def _check_weights(pipe: XDynaPipeline, folder: Path) -> None:
     """Refuse weights with NaN or infinity: they would give black frames without a word."""
+    for part, name, weight in _weights(pipe):
+        if not weight.isfinite().all():
+            raise UserError(f"{folder}/{part}: weight {name} holds NaN or infinite values; the file is damaged")
+
+
+def _weights(pipe: XDynaPipeline) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """Every parameter of a pipeline: its part, its name in it, and its value."""
     import torch
 
     for part, component in pipe.components.items():
         if isinstance(component, torch.nn.Module):
             for name, weight in component.named_parameters():
-                if not torch.isfinite(weight).all():
-                    raise UserError(f"{folder}/{part}: weight {name} holds NaN or infinite values; the file is damaged")
+                yield part, name, weight
 
 
 #: Schedulers by the name of `AnimateConfig.scheduler`: diffusers' class, and whether it takes models that predict the
@@ -302,6 +308,9 @@ def _load_loras(pipe: XDynaPipeline, texts: tuple[str, ...]) -> None:
         except Exception as error:
             # peft and diffusers have many ways to refuse a file; which file it was is what the user must know.
             raise UserError(f"--lora {path}: does not fit this model: {_first_line(error)}") from error
+        for _, name, weight in _weights(pipe):
+            if f".lora{number}." in name and not weight.isfinite().all():
+                raise UserError(f"--lora {path}: weight {name} holds NaN or infinite values; the file is damaged")
         scales[f"lora{number}"] = scale
     if scales:
         pipe.set_adapters(list(scales), list(scales.values()))

@@ -226,7 +226,9 @@ def test_no_face_and_scales_change_the_result(command: list[str]) -> None:
     assert len(set(hashes.values())) == len(hashes), hashes
 
 
-def test_lora_files_change_the_result_by_their_scale(command: list[str], tiny_folder: Path, tmp_path: Path) -> None:
+def test_lora_files_change_the_result_by_their_scale(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch
     from tiny_models import tiny_components
 
@@ -245,6 +247,12 @@ def test_lora_files_change_the_result_by_their_scale(command: list[str], tiny_fo
     assert len(set(hashes)) == 3
     run(command, "-o", "out.gif", "--frames", "3", "--lora", f"{file}:0.25", "--lora", f"{file}:0.25")
     assert np.abs(frames_of("out.gif")[0].astype(int) - half_strength).mean() < 1  # equal but for rounding
+
+    for parameter in (p for name, p in unet.named_parameters() if "lora_B" in name):
+        parameter.data.fill_(float("nan"))
+    spoilt = save_lora(unet, tmp_path / "spoilt")
+    assert main([*command, "-o", "spoilt.gif", "--lora", str(file), "--lora", str(spoilt)]) == 2
+    assert f"--lora {spoilt}: weight " in capsys.readouterr().err
 
 
 def test_a_manifest_runs_every_job_and_resumes(
