@@ -98,6 +98,11 @@ def test_image_recipe_leaves_motion_and_face_alone(image_model: Path, vae: Path)
         ("pose_controlnet", [], ["pose_controlnet/"]),
         ("s_face_controlnet", [], ["face_controlnet/"]),
         ("image", ["trains=[unet]", "consecutive=true"], ["unet/"]),
+        (
+            "image",
+            ["trains=[unet, motion, dynamics_adapter, pose_controlnet]", "consecutive=true"],
+            ["unet/", "unet/.motion_modules.", "dynamics_adapter/", "pose_controlnet/"],
+        ),
     ],
 )
 def test_only_what_should_train_moves(
@@ -109,7 +114,7 @@ def test_only_what_should_train_moves(
     assert before.keys() == after.keys()
     moved = {key for key, value in before.items() if not torch.equal(value, after[key])}
     expected = {key for key in before if any(_is(pattern, key) for pattern in allowed)}
-    if recipe == "image":
+    if "unet/.motion_modules." not in allowed:
         expected = {key for key in expected if ".motion_modules." not in key}
     assert moved <= expected
     for pattern in allowed:  # every part that should train did
@@ -222,7 +227,8 @@ def test_exported_model_is_half_the_size_and_keeps_its_settings(image_model: Pat
     assert all(value.dtype == torch.float16 for value in weights(tmp_path / "tiny").values())
     pipe = XDynaPipeline.from_pretrained(tmp_path / "tiny", dtype=torch.float32)
     assert pipe.config.schedule == "grid"
-    assert not pipe.config.shared_noise
+    assert pipe.config.shared_noise
+    assert pipe.config.start_keep == 1.0  # neither is the pipeline's default
 
 
 def test_every_recipe_has_defaults_that_hold() -> None:

@@ -10,10 +10,12 @@ import torch
 
 import xdyna
 from xdyna.configs import load_config
+from xdyna.configs.clips import ClipConfig
 from xdyna.configs.recipes import ImageConfig
 from xdyna.data.source import Batch, build_source, draw_batch
 from xdyna.train.parts import load_base
 from xdyna.train.samples import animate, evaluate
+from xdyna.train.start import started_as_base
 from xdyna.train.system import ClipSystem
 
 TINY = Path(xdyna.__file__).resolve().parent / "weights" / "tiny"
@@ -50,22 +52,24 @@ def test_weights_are_finite_half_precision() -> None:
 
 
 @pytest.fixture(scope="module")
-def config() -> ImageConfig:
-    return load_config(ImageConfig, "train/tiny-motion", ["face=false", "frames=4", "scene_share=0"])
+def config() -> ClipConfig:
+    """The world it was trained on; noise schedule and start are the model's own."""
+    preset = load_config(ImageConfig, "train/tiny-motion")
+    return started_as_base(ClipConfig(world=preset.world, frames=4, scene_share=0.0), load_base(TINY))
 
 
 @pytest.fixture(scope="module")
-def system(config: ImageConfig) -> ClipSystem:
+def system(config: ClipConfig) -> ClipSystem:
     torch.set_num_threads(1)
     return ClipSystem(load_base(TINY), config, ())
 
 
-def held_out(config: ImageConfig, count: int) -> Batch:
+def held_out(config: ClipConfig, count: int) -> Batch:
     """Consecutive frames of clips that training never reached."""
     return draw_batch(build_source(config, frames=config.frames), range(config.held_out, config.held_out + count))
 
 
-def test_pose_and_reference_both_count(config: ImageConfig, system: ClipSystem) -> None:
+def test_pose_and_reference_both_count(config: ClipConfig, system: ClipSystem) -> None:
     """Truth is nearer to what the model makes of it than to what it makes of another clip's pose or picture."""
     batch = held_out(config, 4)
     figure = batch.masks[:, 1:] > 127
@@ -81,6 +85,6 @@ def test_pose_and_reference_both_count(config: ImageConfig, system: ClipSystem) 
     assert right < 0.8 * error(0, 1)
 
 
-def test_figure_is_closer_to_truth_than_the_copied_reference(config: ImageConfig, system: ClipSystem) -> None:
+def test_figure_is_closer_to_truth_than_the_copied_reference(config: ClipConfig, system: ClipSystem) -> None:
     values, _ = evaluate(system, held_out(config, 8), 6)
     assert values["model_figure"] > values["copy_figure"]
