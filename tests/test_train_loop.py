@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from xdyna.errors import UserError
 from xdyna.train import checkpoints
 from xdyna.train.feed import Plan
-from xdyna.train.modules import count_parameters
+from xdyna.train.modules import count_parameters, frozen_digests
 from xdyna.train.optimize import Average, rate_factor
 from xdyna.train.run import Run
 
@@ -98,12 +98,14 @@ def test_finished_run_can_be_resumed_and_only_writes_again(tmp_path: Path) -> No
 
 def test_frozen_weights_stay_bit_for_bit(tmp_path: Path) -> None:
     system = SmallSystem()
-    before = {key: value.clone() for key, value in system.state_dict().items()}
+    frozen, trained = frozen_digests(system), {key: value.clone() for key, value in system.net.state_dict().items()}
     train(small_config(tmp_path, steps=3, ema=0.5, accumulate=2), system=system)
-    after = system.state_dict()
-    assert {key for key in before if not torch.equal(before[key], after[key])} == {
-        key for key in before if key.startswith("net.")
-    }
+    assert sorted(frozen) == ["frozen.bias", "frozen.weight"]
+    assert frozen_digests(system) == frozen
+    assert all(not torch.equal(value, system.net.state_dict()[key]) for key, value in trained.items())
+    with torch.no_grad():
+        system.frozen.bias[0] += 1e-7
+    assert frozen_digests(system) != frozen
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------

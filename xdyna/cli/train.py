@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,11 +73,15 @@ def _run(recipe: str, settings: TrainConfig, *, resume: bool, as_json: bool) -> 
     from xdyna.train.memory import out_of_memory_explained
 
     module = import_module(f"xdyna.train.recipes.{recipe}")
+    speaks = os.environ.get("RANK", "0") == "0"  # of the processes of `accelerate launch`, the first
     try:
         with out_of_memory_explained(settings):
             result: Path = module.train(settings, resume=resume, quiet=as_json)
     except DryRun as done:
-        _tell(done, settings, as_json=as_json)
+        if speaks:
+            _tell(done, settings, as_json=as_json)
+        return
+    if not speaks:
         return
     state = result / "state.json"  # of a checkpoint: the run was stopped
     steps = json.loads(state.read_text(encoding="utf-8"))["step"] if state.is_file() else settings.steps
