@@ -9,6 +9,12 @@ from pydantic import Field
 
 from xdyna.configs import Config
 
+Framing = Literal["full", "half", "bust"]
+
+
+def _framings() -> dict[Framing, float]:
+    return {"full": 0.5, "half": 0.2, "bust": 0.3}
+
 
 class WorldConfig(Config):
     """The synthetic world that clips are drawn from (see `xdyna.data.synthetic.clips.World`)."""
@@ -17,9 +23,7 @@ class WorldConfig(Config):
     size_wh: tuple[int, int] = (64, 96)
     fps: float = Field(12.0, gt=0)
     scenes: tuple[str, ...] = ("studio", "sea", "waterfall", "fire", "snow", "meadow", "rain", "fireworks", "grass")
-    framings: dict[Literal["full", "half", "bust"], float] = Field(
-        default_factory=lambda: {"full": 0.5, "half": 0.2, "bust": 0.3}
-    )
+    framings: dict[Framing, float] = Field(default_factory=_framings)
     energy: float = Field(1.0, ge=0)
     loop_s: float = Field(0.0, ge=0)
     scene_only: float = Field(0.0, ge=0, le=1)
