@@ -54,7 +54,7 @@ def convert(
     image_encoder: Annotated[Path | None, _file("--image-encoder", "Folder of the CLIP image encoder.")] = None,
     sd15: Annotated[Path | None, _file("--sd15", "Folder of Stable Diffusion 1.5.")] = None,
     motion: Annotated[Path | None, _file("--motion", "AnimateDiff motion modules, for a partial UNet.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
     config: ConfigOption = None,
     overrides: SetOption = None,
     dtype: DtypeOption = None,
