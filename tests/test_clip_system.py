@@ -23,10 +23,12 @@ from xdyna.controlnets.pose import PoseControlNet
 from xdyna.controlnets.s_face import SFaceControlNet
 from xdyna.data.source import Batch, build_source, draw_batch
 from xdyna.errors import UserError
-from xdyna.latents import initial_latents
+from xdyna.latents import draw_mask, draw_noise, initial_latents
+from xdyna.pipeline import XDynaPipeline
 from xdyna.prompts import StoredPrompt
-from xdyna.train.parts import Parts, controlnet_from_unet, count_parameters, load_base, load_init, renew, thaw
-from xdyna.train.system import ClipSystem
+from xdyna.train.parts import Parts, controlnet_from_unet, count_parameters, encode, load_base, load_init, renew, thaw
+from xdyna.train.samples import animate
+from xdyna.train.system import ClipSystem, to_unit
 from xdyna.unet import XDynaUNet
 
 WORLD = WorldConfig(size_wh=(32, 48), framings={"full": 1.0})
@@ -309,6 +311,29 @@ def test_without_motion_frames_do_not_see_each_other(tiny_folder: Path) -> None:
 def test_face_maps_are_needed_where_the_face_is_read(tiny_folder: Path) -> None:
     with pytest.raises(ValueError, match="reads face maps, the batch has none"):
         system_of(tiny_folder, face=True)(batch_of())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_samples_are_what_the_pipeline_makes(tiny_folder: Path, shared: bool) -> None:
+    """Conditions, reference, ControlNets, start and steps: training and inference do the same with them."""
+    system = system_of(tiny_folder, face=True, shared_noise=shared, start_keep=0.7)
+    batch = draw_batch(build_source(ClipConfig(world=WORLD), frames=4, face=True), [5])
+    assert batch.face_maps is not None
+    made = animate(system, batch, 3, seed=9)[0]
+    pipe = XDynaPipeline.from_pretrained(tiny_folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    source, shape = torch.Generator().manual_seed(9), (4, 12, 8)
+    drawn = 1 if shared else 4
+    noise = draw_noise(drawn, shape, source).expand(-1, -1, 4, -1, -1)
+    mask = draw_mask(drawn, shape, source, 0.7).expand(-1, -1, 4, -1, -1)
+    faces = batch.face_maps[0, 1:]
+    frames = pipe(
+        reference=None, reference_latents=encode(pipe.vae, to_unit(batch.frames[:, 0]))[:, :, None],
+        pose_maps=batch.pose_maps[0, 1:], face_maps=(faces[..., :3], faces[..., 3:]), noise=noise, mask=mask,
+        num_inference_steps=3, guidance_scale=1.0, window=4, overlap=0, output_type="np",
+    ).frames[0]  # fmt: skip
+    assert made.std() > 5
+    assert np.abs(frames * 255 - made).max() <= 1
 
 
 # -- data as the recipes ask for it ----------------------------------------------------------------------------------
