@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -136,14 +136,31 @@ def animate(job: AnimateJob, on_progress: OnProgress = lambda stage, done, total
     finish = Finisher(config.sampling().size_wh, config.upscale, config.watermark)
     _check_outputs(job, sources, finish.size_wh)
     device = choose_device(config.device)
-    on_progress("load model", 0, 1)
-    pipe = load_pipeline(choice, config, device, choose_dtype(config.dtype, device))
-    _check_settings(pipe, config)
-    on_progress("load model", 1, 1)
-    logger.info("%s", choice.announcement)
-    prepared = sources.prepare(config, face=_wants_face(pipe, config), on_progress=on_progress)
-    run = _Run(job, config, choice, pipe, sources, prepared, finish, on_progress)
-    return _write(run, _denoise(run), began_s)
+    with _full_memory_told(config, device):
+        on_progress("load model", 0, 1)
+        pipe = load_pipeline(choice, config, device, choose_dtype(config.dtype, device))
+        _check_settings(pipe, config)
+        on_progress("load model", 1, 1)
+        logger.info("%s", choice.announcement)
+        prepared = sources.prepare(config, face=_wants_face(pipe, config), on_progress=on_progress)
+        run = _Run(job, config, choice, pipe, sources, prepared, finish, on_progress)
+        return _write(run, _denoise(run), began_s)
+
+
+@contextmanager
+def _full_memory_told(config: AnimateConfig, device: str) -> Iterator[None]:
+    """Say which setting to lower when the device's memory runs out."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        sampling = config.sampling()
+        width, height = sampling.size_wh
+        raise UserError(
+            f"--device {device}: out of memory at {width}x{height} px with windows of {sampling.window} frames; "
+            "lower --size or --window, or take --dtype float16"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from animate_inputs import files_in, make_driver, make_photo, waving_tracks
 from clips import loud_interval
@@ -18,6 +19,7 @@ from xdyna.configs.animate import AnimateConfig
 from xdyna.infer.animate import AnimateJob, animate, finished
 from xdyna.infer.people import list_people
 from xdyna.provenance import AI_GENERATED, read_provenance
+from xdyna.unet import XDynaUNet
 from xdyna.video import VideoReader, probe
 
 
@@ -253,6 +255,19 @@ def test_lora_files_change_the_result_by_their_scale(
     spoilt = save_lora(unet, tmp_path / "spoilt")
     assert main([*command, "-o", "spoilt.gif", "--lora", str(file), "--lora", str(spoilt)]) == 2
     assert f"--lora {spoilt}: weight " in capsys.readouterr().err
+
+
+def test_full_memory_is_one_line(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forward(self: XDynaUNet, *args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(XDynaUNet, "forward", forward)
+    assert main([*command, "-o", "out.gif", "--frames", "2"]) == 2
+    assert "out of memory at " in (told := capsys.readouterr().err)
+    assert "lower --size or --window" in told
+    assert not Path("out.gif").exists()
 
 
 def test_a_manifest_runs_every_job_and_resumes(
