@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -40,8 +41,9 @@ def launch(jobs: list[Job], folder: Path, *, processes: int, env: dict[str, str]
     """Do jobs one after the other in `processes` new processes.
 
     Args:
-        jobs: each has `out` (a run folder), `settings` of `TrainConfig`, and optionally `resume` and `bad` (the sample
-            that gives NaN). What it found lies in `OUT.RANK.pt`.
+        jobs: each has `out` (a run folder), `settings` of `TrainConfig`, and optionally `resume`, `bad` (the sample
+            that gives NaN) and `term` (the step in which the second process gets SIGTERM). What it found lies in
+            `OUT.RANK.pt`.
         folder: for the list of jobs.
         processes: how many.
         env: further environment variables.
@@ -65,7 +67,7 @@ def launch(jobs: list[Job], folder: Path, *, processes: int, env: dict[str, str]
         for rank in range(processes)
     ]
     try:
-        said = [process.communicate(timeout=250)[0] for process in running]
+        said = [process.communicate(timeout=1000)[0] for process in running]
     finally:
         for process in running:
             process.kill()
@@ -79,6 +81,9 @@ def do(job: Job) -> dict[str, Any]:
     def note(run: Run, step: int) -> None:
         if step == 0:
             first.update({key: gathered(value.grad) for key, value in run.trained.items() if value.grad is not None})
+
+        if step == job.get("term") and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
 
     system = SmallSystem()
     kept = {key: value.clone() for key, value in system.frozen.state_dict().items()}

@@ -8,6 +8,8 @@ import torch
 from loop_processes import Job, do, environment, launch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.timeout(1200)  # several new processes, which other work on the machine holds up
+
 SGD = {"steps": 10, "optimizer": "sgd", "lr": 0.05, "save_every": 100}
 ADAM = {"steps": 50, "lr": 3e-3, "ema": 0.9, "save_every": 20, "validate_clips": 4}
 
@@ -46,6 +48,7 @@ def double(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
         "sgd": {"settings": {**SGD, "batch": 2}},
         "adam": {"settings": {**ADAM, "batch": 1, "accumulate": 2}},
         "half": {"settings": {**ADAM, "batch": 2, "steps": 30}},
+        "term": {"settings": {**SGD, "batch": 2}, "term": 3},
         "nan": {"settings": {**SGD, "batch": 2}, "bad": 7},
     }
     for name, job in jobs.items():
@@ -74,6 +77,12 @@ def test_two_processes_go_on_where_they_stopped(single: Any, double: dict[str, J
     assert len(rest) == 50
     assert rest == pytest.approx(single["adam"][1]["losses"], rel=1e-3)
     assert_close(weights(single["adam"][0]), weights(Path(double["rest"]["out"])), 1e-2)
+
+
+def test_sigterm_to_one_process_stops_both_with_a_checkpoint(double: dict[str, Job]) -> None:
+    assert len(found(double["term"])["losses"]) == 4
+    assert [path.name for path in (Path(double["term"]["out"]) / "checkpoints").iterdir()] == ["step-000004"]
+    assert not (Path(double["term"]["out"]) / "model").exists()
 
 
 def test_a_nan_in_one_process_stops_both(double: dict[str, Job]) -> None:

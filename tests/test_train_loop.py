@@ -28,7 +28,7 @@ SCRIPT = Path(__file__).with_name("loop_parts.py")
 def script(*words: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the small recipe in a process of its own."""
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, words)], capture_output=True, text=True, check=False, timeout=200
+        [sys.executable, str(SCRIPT), *map(str, words)], capture_output=True, text=True, check=False, timeout=290
     )
 
 
@@ -181,7 +181,7 @@ def test_a_write_that_really_fails_is_one_line(tmp_path: Path) -> None:
     """
     done = subprocess.run(
         [sys.executable, "-c", code, str(SCRIPT.parent), str(tmp_path)], capture_output=True, text=True, check=False,
-        timeout=200,
+        timeout=290,
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert len(lines) == 2, done.stderr

@@ -116,6 +116,8 @@ class Run:
             raise dry_run(self)
         count, whole = count_parameters(system, trainable=True), count_parameters(system)
         self.say(f"{recipe}: {count:,} of {whole:,} parameters train ({', '.join(saved_parts(system))})")
+        if self.accelerator.is_fsdp2 and sampler is not None and cfg.sample_every:
+            self.say(f"{recipe}: no samples while training, since FSDP leaves no process with whole weights")
         self._open(resume)
         self.watchers = [*standard_watchers(quiet=self.quiet), *watchers] if self.accelerator.is_main_process else []
 
@@ -394,10 +396,8 @@ class Run:
             self.save(validation)
 
     def _sample(self) -> None:
-        if self.sampler is None:
+        if self.sampler is None or self.accelerator.is_fsdp2:  # with FSDP no process holds whole weights
             return
-        if self.accelerator.is_fsdp2:
-            return  # no process holds whole weights
         sampler = self.sampler
         self.raw.eval()
         with self.averaged(), torch.no_grad():
