@@ -225,7 +225,7 @@ def test_shipped_weights_see_worse_through_blur_and_noise(held_out: tuple[np.nda
     frames, truth = held_out
     regressor, noise = load_regressor(), np.random.default_rng(0).normal(0, 1, frames.shape)
     soft = [np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in frames]) for sigma in (2.0, 4.0, 8.0)]
-    rough = [np.clip(frames + strength * noise, 0, 255).astype(np.uint8) for strength in (10, 60, 150)]
+    rough = [np.clip(frames + strength * noise, 0, 255).astype(np.uint8) for strength in (40, 80, 150)]
     for grades in (soft, rough):
         values = [joints(clip, truth, regressor) for clip in (frames, *grades)]
         assert values == sorted(values)
