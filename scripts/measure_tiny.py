@@ -91,12 +91,12 @@ class Model:
         return np.asarray(((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1))
 
 
+@torch.no_grad()
 def main() -> None:
     """Measure, print, write."""
     options = parse()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    torch.set_grad_enabled(False)
     began_s = time.monotonic()
     world = read_world(options.config)
     model = Model(options.model, options.steps, options.guidance)
