@@ -148,7 +148,7 @@ def animate(job: AnimateJob, on_progress: OnProgress = lambda stage, done, total
 
 
 @contextmanager
-def _full_memory_told(config: AnimateConfig, device: str) -> Iterator[None]:
+def _full_memory_told(config: AnimateConfig, device: torch.device) -> Iterator[None]:
     """Say which setting to lower when the device's memory runs out."""
     import torch
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xdyna.cli.common import ConfigOption, JsonOption, SeedOption, SetOption, announce, emit_json
+from xdyna.cli.common import ConfigOption, JsonOption, SetOption, announce, emit_json
 from xdyna.configs import load_config
 from xdyna.configs.recipes import RECIPES
 from xdyna.configs.train import TrainConfig
@@ -47,7 +47,9 @@ def train(
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of the whole run.")] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
-    seed: SeedOption = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of every random draw.", show_default="the recipe's")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
     dry_run: Annotated[
         bool,
