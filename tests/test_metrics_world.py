@@ -33,6 +33,13 @@ def cases() -> list[bars.Case]:
     return list(held_out_cases(WORLD, 4, 10))
 
 
+def test_another_body_drives_in_no_close_up() -> None:
+    """A close-up shows too little of a body for the alignment, which would refuse it."""
+    case = build_case(CLOSE, FIRST, 3, "other body")
+    assert case.pose_maps.any()
+    assert case.reference.tracks.joints_conf[0, [1, 2, 5]].all()
+
+
 # --- regions ----------------------------------------------------------------------------------------------------------
 
 

@@ -80,7 +80,13 @@ def held_out_cases(world: World, count: int, num_frames: int) -> Iterator[Case]:
 
 
 def build_case(world: World, index: int, num_frames: int, mode: Mode = "self") -> Case:
-    """The case of clip number `index` of a world; somebody dances in every one."""
+    """The case of clip number `index` of a world; somebody dances in every one.
+
+    Another body drives in no close-up: these show too little of a body to lay one on the other.
+    """
+    if mode == "other body":
+        wider = {name: share for name, share in world.framings.items() if name != "bust"}
+        world = replace(world, framings=wider if sum(wider.values()) > 0 else {"full": 1.0})
     spec = replace(clip_spec(world, index), person=True)
     times_s = case_times_s(world, index, num_frames)
     if mode == "self":
