@@ -72,7 +72,7 @@ def choose_model(name: str) -> ModelChoice:
         UserError: not converted yet, or neither a known name nor a model folder; the message says what to do.
     """
     if name == "tiny":
-        return _tiny("the small embedded model, barely trained: it shows that the path works, not what X-Dyna can do")
+        return _tiny("the small embedded model, trained on drawn people only: it shows the way, not what X-Dyna can do")
     if name not in ("auto", "x-dyna"):
         return _folder_choice(name)
     from xdyna.models import converted_folder
@@ -84,7 +84,7 @@ def choose_model(name: str) -> ModelChoice:
         raise UserError(
             f"model x-dyna: {official} holds no converted weights; `xdyna models pull x-dyna` fetches and converts them"
         )
-    return _tiny(f"small and barely trained, taken because there are no converted official weights in {official}")
+    return _tiny(f"small, trained on drawn people only; there are no converted official weights in {official}")
 
 
 def is_model(folder: Path) -> bool:
