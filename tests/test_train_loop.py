@@ -2,9 +2,13 @@
 
 import errno
 import json
+import multiprocessing
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -495,3 +499,20 @@ def test_data_without_a_usable_clip_stops_before_the_folder_is_made(tmp_path: Pa
     with pytest.raises(UserError, match="nothing to train on"):
         train(small_config(tmp_path / "run", steps=1), source=Empty())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_to_workers_too_ends_with_the_step_in_hand(tmp_path: Path) -> None:
+    """SIGTERM to all processes of a job, as schedulers send it, still ends with the step in hand and a checkpoint."""
+    children: set[int] = set()
+
+    def stop(run: Run, step: int) -> None:
+        if step == 2:
+            children.update(child.pid for child in multiprocessing.active_children() if child.pid)
+            for process in (*children, os.getpid()):
+                os.kill(process, signal.SIGTERM)
+            time.sleep(1.0)  # for news of workers that died to arrive
+
+    cfg = small_config(tmp_path, steps=50, workers=2)
+    train(cfg, on_step=stop)
+    assert len(children) == 2
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000003"]
