@@ -15,7 +15,6 @@ from torch import nn
 
 from xdyna import XDynaPipeline
 from xdyna.adapters.motion_lora import add_lora, save_lora, unload_lora
-from xdyna.pipeline import is_attached_to
 
 LIMITS = {"min_wh": [32, 40], "max_wh": [40, 64], "multiple": 8}
 
@@ -115,7 +114,7 @@ def test_a_component_can_be_exchanged_on_loading(folder: Path) -> None:
 def test_components_make_another_pipeline(pipeline: XDynaPipeline) -> None:
     """The adapters are attached to the shared UNet already."""
     again = quiet(XDynaPipeline(**pipeline.components))
-    assert is_attached_to(again.dynamics_adapter, again.unet)
+    assert again.dynamics_adapter.is_on(again.unet)
     assert torch.equal(run(again), run(pipeline))
 
 
@@ -206,7 +205,7 @@ def test_xformers_is_refused(pipeline: XDynaPipeline) -> None:
     with pytest.raises(ValueError, match="would take the adapters off"):
         pipeline.enable_xformers_memory_efficient_attention()
     pipeline.enable_attention_slicing()  # of the ControlNets; the UNet keeps its adapters
-    assert is_attached_to(pipeline.dynamics_adapter, pipeline.unet)
+    assert pipeline.dynamics_adapter.is_on(pipeline.unet)
     pipeline.disable_attention_slicing()
 
 

@@ -137,7 +137,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.sizes = inputs.SizeLimits.build(size_limits, self.vae_scale_factor)
         for adapter in (dynamics_adapter, image_prompt):
-            if adapter is not None and not is_attached_to(adapter, unet):
+            if adapter is not None and not adapter.is_on(unet):
                 adapter.attach(unet)
 
     def register_to_config(self, **kwargs: Any) -> None:
@@ -644,8 +644,3 @@ def _control_scales(pose_scale: Any, face_scale: Any, both: Any) -> tuple[float,
         raise ValueError("controlnet_conditioning_scale is given as well as pose_scale or face_scale, wanted one form")
     pose, face = inputs.pair(both, "controlnet_conditioning_scale")
     return inputs.finite(pose, "controlnet_conditioning_scale"), inputs.finite(face, "controlnet_conditioning_scale")
-
-
-def is_attached_to(adapter: SiteAdapter, unet: XDynaUNet) -> bool:
-    """Whether this very adapter sits on `unet`."""
-    return adapter.is_on(unet)
