@@ -56,7 +56,8 @@ class ImageConfig(ClipConfig):
             the clip, any of them is the reference, and motion modules are left out.
         start, start_keep, shared_noise, terminal_signal: the defaults make denoising set out from the reference itself,
             slightly noised: what stays where it is in the picture need not be looked up.
-        face: feed the face maps to the face ControlNet.
+        face: feed face maps to the face ControlNet: those of the frames' own faces (true), or of other identities' faces
+            that make the same expressions (``swapped``).
         widths, layers, heads, norm_groups: of a new UNet (and, but for heads, its ControlNets).
         attention: per level, whether it has spatial attention.
         prompt_tokens, prompt_dim: shape of a new model's stored prompt.
@@ -72,7 +73,7 @@ class ImageConfig(ClipConfig):
     start_keep: float = Field(1.0, ge=0, le=1)
     shared_noise: bool = True
     terminal_signal: float | None = Field(0.97, gt=0, lt=1)
-    face: bool = False
+    face: Literal[False, True, "swapped"] = False
     widths: tuple[int, ...] = (32, 64, 96)
     attention: tuple[bool, ...] = (False, True, True)
     layers: int = 1
@@ -88,7 +89,7 @@ class ImageConfig(ClipConfig):
                 "trains names motion, which frames of random moments do not reach; wanted consecutive=true"
             )
         if "face_controlnet" in self.trains and not self.face:
-            raise ValueError("trains names face_controlnet, which is not fed; wanted face=true")
+            raise ValueError("trains names face_controlnet, which is not fed; wanted face=true or face=swapped")
         return self
 
 

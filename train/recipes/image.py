@@ -31,7 +31,7 @@ def train(cfg: ImageConfig, *, resume: bool = False, quiet: bool = False) -> Pat
     if cfg.init and cfg.vae:
         parts = replace(parts, vae=read_vae(cfg), new=parts.new | {"vae"})
     renew(parts, cfg.renew)
-    system = ClipSystem(parts, cfg, cfg.trains, face=cfg.face, motion=cfg.consecutive)  # thaws what trains
+    system = ClipSystem(parts, cfg, cfg.trains, face=bool(cfg.face), motion=cfg.consecutive)  # thaws what trains
     source = build_source(cfg, frames=cfg.frames, consecutive=cfg.consecutive, face=cfg.face)
     sampler = Sampler(system, build_source(cfg, frames=cfg.frames, face=cfg.face), cfg)
     run = Run(cfg, RECIPE, system, source, resume=resume, quiet=quiet, sampler=sampler)
