@@ -12,19 +12,17 @@ from numpy.typing import NDArray
 
 from xdyna.data.source import TrainingClip
 from xdyna.data.synthetic.clips import World, clip_spec, render
+from xdyna.data.synthetic_source import SPAN_S
 from xdyna.errors import UserError
 from xdyna.photo import read_photo
 from xdyna.preprocess.align import crop_tracks
-from xdyna.preprocess.crop import fit, ratio_crop
+from xdyna.preprocess.crop import Image, fit, ratio_crop
 from xdyna.preprocess.detect import PoseDetector, build_detector, tracks_beside
 from xdyna.preprocess.draw import draw_pose_map, draw_pose_maps
 from xdyna.preprocess.tracks import Tracks
 
-Image = NDArray[np.uint8]
-
 FEWEST, MOST = 5, 50
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif"}
-_SPAN_S = 6.0  # a drawn person's pose comes from the first seconds of a dance
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +103,7 @@ def draw_album(world: World, character: int, pictures: int) -> Album:
     for number in range(pictures):
         key = [world.seed, character, number]
         other = clip_spec(world, int(np.random.default_rng([*key, 1]).integers(2**31)))
-        moment = np.random.default_rng([*key, 2]).uniform(0, _SPAN_S, 1)
+        moment = np.random.default_rng([*key, 2]).uniform(0, SPAN_S, 1)
         clips.append(render(replace(other, character=person), moment, world.size_wh, world.fps))
     return Album(
         name=f"synthetic person {character}",
