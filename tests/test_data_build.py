@@ -80,6 +80,22 @@ def test_sources_of_other_sizes_never_share_a_step(films: Path, monkeypatch: pyt
     draw_batch(source, range(10_000_000, 10_000_008))
 
 
+def test_validation_clips_fit_one_batch_where_only_they_have_another_size(films: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        put_video(tmp_path, name, maps=("pose",), num_frames=8)
+    kept = build_source(config(data=str(tmp_path)), frames=3).draw(10_000_000).name
+    put_video(tmp_path, Path(kept).stem, maps=("pose",), num_frames=8, size_wh=(64, 64))
+    source = build_source(config(data=f"{films / 'people'},{tmp_path}", buckets=(SIZE_WH, (64, 64))), frames=3)
+    assert len(draw_batch(source, range(10_000_000, 10_000_004))) == 4
+
+
+def test_videos_beside_shards_are_told_of(films: Path, tmp_path: Path) -> None:
+    pack(films, tmp_path, 1)
+    put_video(tmp_path, maps=())
+    source = build_source(config(data=str(tmp_path)), frames=3)
+    assert source.check() == [f"{tmp_path}: holds shards; videos beside them (1) are not used"]
+
+
 def test_processes_agree_on_every_sample(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process with batches of 4 and two with batches of 2 see the same samples."""
     values = {"data": str(films), "buckets": (SIZE_WH, (48, 48)), "scene_share": 0.5}

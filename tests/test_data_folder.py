@@ -187,11 +187,13 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
     damage(put_video(tmp_path, "broken"), 0.02)
     put_video(tmp_path, "empty").write_bytes(b"")
     make_clip(tmp_path / "good1.mkv", NUM_FRAMES, FPS, SIZE_WH)
+    put_video(tmp_path, "lost").unlink()
+    (tmp_path / "lost.mp4").symlink_to(tmp_path / "elsewhere.mp4")
     source = FolderSource(tmp_path, CUT)
     wanted = {
         "bare.mp4": "no bare.pose.mp4 beside it; make it: xdyna data maps",
         "faceless.mp4": "no faceless.face_local.mp4 beside it",
-        "brief.mp4": "4 frames; wanted 5 or more",
+        "brief.mp4": f"left out: {tmp_path}: brief.mp4: 4 frames; wanted 5 or more",
         "foreign.mp4": "60 pose maps for 24 frames at 8 fps; wanted maps of this very video",
         "part.mp4": "its maps have 10 of 24 frames; the rest is not used",
         "uneven.mp4": "its face_global maps are 64x64 px, its pose maps 96x64; wanted one size",
@@ -199,6 +201,7 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
         "broken.mp4": "wanted a video file",
         "empty.mp4": "is empty (0 bytes)",
         "good1.mp4": "left out: good1.mkv has the same maps",
+        "lost.mp4": "no such file",
     }
     lines = source.check()
     for name, reason in wanted.items():
@@ -227,6 +230,17 @@ def test_a_video_damaged_further_on_is_passed_over_and_noted(tmp_path: Path) -> 
     lines = (tmp_path / "skipped.txt").read_text().splitlines()
     assert len(lines) == 1
     assert str(video) in lines[0]
+
+
+def test_one_that_can_be_read_is_found_among_seven_that_cannot(tmp_path: Path) -> None:
+    for number in range(9):
+        put_video(tmp_path, str(number), maps=("pose",), num_frames=6)
+    source = FolderSource(tmp_path, Cut(4, sizes=(SIZE_WH,), skipped=tmp_path / "run/skipped.txt"))
+    first, *others = {source.draw(index).name for index in range(8)}
+    for name in others:
+        (tmp_path / name).unlink()
+    assert {source.draw(index).name for index in range(16)} == {first}
+    assert not (tmp_path / "run").exists()  # a dry run makes none, and is not stopped by that
 
 
 def test_where_nothing_can_be_read_the_run_stops(tmp_path: Path) -> None:

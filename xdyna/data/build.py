@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xdyna.configs.train import TrainConfig
 from xdyna.data.buckets import SizeWH
-from xdyna.data.folder import FolderSource, scan_folder
+from xdyna.data.folder import FolderSource, find_videos, scan_folder
 from xdyna.data.mix import MixedSource
 from xdyna.data.recorded import Cut, RecordedSource, Recordings
 from xdyna.data.shards import ShardSource, find_shards, scan_shards
@@ -108,6 +108,9 @@ def _view(name: str, cut: Cut, world: World) -> View:
     shards = find_shards(name)
     if shards:
         recordings = scan_shards(shards, cut.face)
+        if folder.is_dir() and (videos := find_videos(folder)):
+            unused = f"{folder}: holds shards; videos beside them ({len(videos)}) are not used"
+            recordings = replace(recordings, problems=(*recordings.problems, unused))
         return _chosen(recordings, lambda chosen: ShardSource(shards, cut, chosen))
     if not folder.is_dir():
         raise UserError(f"data {name}: no such file or folder; {WANTED}")

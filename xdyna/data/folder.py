@@ -58,7 +58,8 @@ def find_videos(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; wanted a folder of videos")
     endings = (SWAPPED, *(f".{kind}" for kind in MAP_KINDS))
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    # Not only files: a link that leads nowhere must be told of, by whoever tries to read it.
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir())
     return sorted(p for p in found if not p.stem.endswith(endings) and not p.name.startswith("."))
 
 

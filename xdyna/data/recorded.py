@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -106,7 +106,7 @@ class Cut:
     skipped: Path | None = None
 
     def moments(self, num_frames: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Frame numbers [1+F]: a reference, and driving frames from another moment where there is room.
+        """Frame numbers [1+F], no two alike: a reference, and driving frames; consecutive ones do not span it.
 
         Args:
             num_frames: of the recording, F + 1 at least.
@@ -120,8 +120,7 @@ class Cut:
         start = int(rng.integers(num_frames - span + 1))
         driving = start + stride * np.arange(self.frames)
         outside = np.delete(np.arange(num_frames), np.s_[start : start + span])
-        others = outside if len(outside) else np.setdiff1d(np.arange(num_frames), driving)
-        return np.concatenate([rng.choice(others, 1), driving])
+        return np.concatenate([rng.choice(outside, 1), driving])
 
 
 class RecordedSource(ABC):
@@ -146,7 +145,8 @@ class RecordedSource(ABC):
         usable = [item for item in recordings.items if item.num_frames > cut.frames]
         self.problems = list(recordings.problems)
         self.problems += [
-            f"{item.name}: left out: {item.num_frames} frames; wanted {cut.frames + 1} or more (reference and driving)"
+            f"left out: {recordings.place}: {item.name}: {item.num_frames} frames; wanted {cut.frames + 1} or more "
+            "(reference and driving)"
             for item in recordings.items
             if item.num_frames <= cut.frames
         ]
@@ -173,8 +173,9 @@ class RecordedSource(ABC):
 
     @property
     def sizes(self) -> tuple[SizeWH, ...]:
-        """Sizes (width, height) that samples come in, pixels."""
-        return tuple(size for size, members in zip(self._train.sizes, self._train.members, strict=True) if members)
+        """Sizes (width, height) that samples come in, those of the validation set too, pixels."""
+        trained = (size for size, members in zip(self._train.sizes, self._train.members, strict=True) if members)
+        return tuple(dict.fromkeys((*trained, *self._held_out.sizes)))
 
     def draw(self, index: int) -> TrainingClip:
         """Sample number `index`; from `cut.held_out` on, samples of the validation set.
@@ -186,16 +187,22 @@ class RecordedSource(ABC):
         if index >= self.cut.held_out:
             shelf, number = self._held_out, index - self.cut.held_out
         bucket, member = shelf.plan(number)
-        for attempt in range(ATTEMPTS):
+        for attempt, recording in enumerate(self._candidates(shelf.members[bucket], member, index)):
             rng = np.random.default_rng([self.cut.seed, index, attempt, 5])
-            recording = shelf.members[bucket][member]
             try:
                 return self._read(recording, shelf.sizes[bucket], rng)
             except UserError as error:
                 self._note(recording, error)
                 last = error
-            member = int(rng.integers(len(shelf.members[bucket])))
         raise UserError(f"sample {index}: {ATTEMPTS} recordings in a row cannot be read; the last: {last}")
+
+    def _candidates(self, members: Sequence[Recording], member: int, index: int) -> Iterator[Recording]:
+        """The recording of a sample, then others in its place: all of the bucket before one comes again."""
+        yield members[member]
+        rng = np.random.default_rng([self.cut.seed, index, 6])
+        order = [*rng.permutation(np.delete(np.arange(len(members)), member)), member]
+        for attempt in range(ATTEMPTS - 1):
+            yield members[order[attempt % len(order)]]
 
     def _read(self, recording: Recording, size_wh: SizeWH, rng: np.random.Generator) -> TrainingClip:
         """Cut one sample out of a recording."""
@@ -231,7 +238,8 @@ class RecordedSource(ABC):
         line = f"left out: {error}"
         logger.warning("%s", line)
         if self.cut.skipped is not None:
-            with self.cut.skipped.open("a", encoding="utf-8") as file:
+            # A dry run has no folder and a disk may be full; the warning above is out in any case.
+            with suppress(OSError), self.cut.skipped.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
 

@@ -69,11 +69,15 @@ class ShardSource(RecordedSource):
     def opened(self, recording: Recording, kinds: Sequence[str]) -> Iterator[Mapping[str, Path]]:
         """Copies of the members in a temporary folder, where the video reader can seek in them."""
         assert isinstance(recording, ShardRecording)
-        with TemporaryDirectory(prefix="xdyna-") as folder, recording.shard.open("rb") as shard:
+        with TemporaryDirectory(prefix="xdyna-") as folder:
             paths = {kind: Path(folder) / f"{kind}.mp4" for kind in kinds}
-            for kind, path in paths.items():
-                with path.open("wb") as file:
-                    _copy(shard, file, *recording.members[kind])
+            try:
+                with recording.shard.open("rb") as shard:
+                    for kind, path in paths.items():
+                        with path.open("wb") as file:
+                            _copy(shard, file, *recording.members[kind])
+            except OSError as error:
+                raise UserError(f"{recording.shard}: {recording.name} cannot be copied: {error}") from error
             yield paths
 
 
