@@ -99,6 +99,7 @@ def test_a_swapped_face_lies_in_the_same_place_and_looks_other() -> None:
 def test_scenes_without_a_person_have_blank_maps() -> None:
     clip = SyntheticSource(World(seed=5, size_wh=(32, 48), scene_only=1.0), frames=2, face="swapped").draw(3)
     assert clip.is_scene
+    assert clip.name == "synthetic scene 3"  # in a mix it stands beside "synthetic 3" of a world with people
     assert clip.face_maps is not None
     for maps in (clip.masks, clip.pose_maps, clip.face_maps):
         assert not maps.any()

@@ -25,7 +25,7 @@ class TrainingClip:
     """One sample: a reference and F driving frames of one video.
 
     Attributes:
-        name: where it comes from, for messages: "synthetic 12", a file's path.
+        name: where it comes from, for messages: "synthetic 12", "synthetic scene 12", a file's path.
         frames: uint8 RGB [1+F, H, W, 3], 0..255; frame 0 is the reference.
         masks: uint8 [1+F, H, W], how much of each pixel the person covers, 0..255; all 0 in scene clips, all 255 where
             it is not known.

@@ -53,7 +53,7 @@ class SyntheticSource:
         times_s = self.times_s(index)
         clip = render(spec, times_s, self.world.size_wh, self.world.fps)
         return TrainingClip(
-            name=f"synthetic {index}",
+            name=f"synthetic {index}" if spec.person else f"synthetic scene {index}",
             frames=clip.frames,
             masks=clip.masks,
             pose_maps=np.stack(list(draw_pose_maps(clip.tracks, self.world.size_wh))),
