@@ -160,6 +160,12 @@ def on_head(trunk: Trunk, body: Body, local: FloatArray) -> FloatArray:
     return np.asarray(trunk.head[:, None] + np.einsum("fnk,fkd->fnd", offset, trunk.head_axes))
 
 
+def flat_on_head(trunk: Trunk, body: Body, points: FloatArray, depth: float = 0.0) -> FloatArray:
+    """Points [N, 2] in head radii, all as far towards the camera, as [F, N, 2] on the stage."""
+    spots = np.concatenate([points, np.full((len(points), 1), depth)], -1)
+    return on_head(trunk, body, np.broadcast_to(spots, (len(trunk.head), *spots.shape)))
+
+
 def _direction(angle: FloatArray) -> FloatArray:
     """Unit vectors [F, 2] that lean by `angle` from straight up."""
     return np.stack([np.sin(angle), -np.cos(angle)], -1)

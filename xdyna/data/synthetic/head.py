@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from xdyna.data.synthetic.body import Body, Figure, on_head
+from xdyna.data.synthetic.body import Figure, flat_on_head
 from xdyna.data.synthetic.character import Character, shade
 from xdyna.data.synthetic.painter import Painter, ring
 
@@ -19,10 +19,10 @@ _TAIL = np.asarray([0.020, 0.036, 0.045, 0.046, 0.040, 0.028, 0.010])
 def back_hair(painter: Painter, character: Character, figure: Figure, strands: FloatArray | None) -> None:
     """What hangs behind the head; `strands` [F, D, N, 2] as in `Soft.hair`."""
     if character.hair_style == "bun" and character.hat == "none":
-        knot = _local(figure, character.body, ring(11) * [0.5, 0.42] + [0, -1.25], depth=-0.3)
+        knot = flat_on_head(figure, character.body, ring(11) * [0.5, 0.42] + [0, -1.25], depth=-0.3)
         painter.blob(knot, character.hair, 0.02)
     elif character.hair_style == "long" and strands is not None:
-        top = _local(figure, character.body, ring(9, np.pi, 2 * np.pi) * [1.1, 1.1])
+        top = flat_on_head(figure, character.body, ring(9, np.pi, 2 * np.pi) * [1.1, 1.1])
         inner = strands + 0.25 * (strands.mean(1, keepdims=True) - strands)
         back = np.concatenate([top, inner[:, 1, 1:], inner[:, 0, :0:-1]], 1)
         painter.polygon(back, shade(character.hair, -0.4))
@@ -44,20 +44,14 @@ def head(painter: Painter, character: Character, figure: Figure) -> None:
     """Ears, skull, hair, features and hat."""
     body, face = character.body, figure.face
     for sign in (-1, 1):
-        ear = _local(figure, body, ring(8) * [0.14, 0.2] + [sign * 0.98, 0.02])
+        ear = flat_on_head(figure, body, ring(8) * [0.14, 0.2] + [sign * 0.98, 0.02])
         painter.polygon(ear, shade(character.skin, -0.18))
-    skull = _local(figure, body, ring(16, np.pi * 0.98, 2.02 * np.pi) * [0.97, 1.0])
+    skull = flat_on_head(figure, body, ring(16, np.pi * 0.98, 2.02 * np.pi) * [0.97, 1.0])
     jaw = face[:, 16::-1]
     painter.blob(np.concatenate([skull, jaw], 1), character.skin, 0.022)
     _crown(painter, character, figure)
     _features(painter, character, figure)
     _hat(painter, character, figure)
-
-
-def _local(figure: Figure, body: Body, points: FloatArray, depth: float = 0.0) -> FloatArray:
-    """Points [N, 2] in head radii -> [F, N, 2] on the stage."""
-    spots = np.concatenate([points, np.full((len(points), 1), depth)], -1)
-    return on_head(figure, body, np.broadcast_to(spots, (len(figure.head), *spots.shape)))
 
 
 def _crown(painter: Painter, character: Character, figure: Figure) -> None:
@@ -67,7 +61,7 @@ def _crown(painter: Painter, character: Character, figure: Figure) -> None:
         [1.04, 0.15], [0.93, -0.25], [0.72, -0.56], [0.3, -0.72],
         [-0.25, -0.68], [-0.72, -0.52], [-0.93, -0.25], [-1.04, 0.15],
     ]  # fmt: skip
-    painter.blob(_local(figure, character.body, np.concatenate([arc, fringe]), depth=0.05), character.hair, 0.02)
+    painter.blob(flat_on_head(figure, character.body, np.concatenate([arc, fringe]), depth=0.05), character.hair, 0.02)
 
 
 def _hat(painter: Painter, character: Character, figure: Figure) -> None:
@@ -75,7 +69,7 @@ def _hat(painter: Painter, character: Character, figure: Figure) -> None:
         return
 
     def put(points: FloatArray, depth: float) -> FloatArray:
-        return _local(figure, character.body, points, depth)
+        return flat_on_head(figure, character.body, points, depth)
 
     colour, dark = character.hat_colour, shade(character.hat_colour, -0.35)
     dome = np.concatenate([ring(13, np.pi, 2 * np.pi) * [1.12, 0.78] + [0, -0.58], [[0.6, -0.56], [-0.6, -0.56]]])

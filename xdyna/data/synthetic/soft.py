@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xdyna.data.synthetic.body import Body, Trunk, on_head, place, stand
+from xdyna.data.synthetic.body import Trunk, flat_on_head, place, stand
 from xdyna.data.synthetic.character import SKIRTS, Character
 from xdyna.data.synthetic.motion import Motion
 from xdyna.data.synthetic.springs import Springs, follow, hang, hanging
@@ -69,7 +69,7 @@ def swing(character: Character, motion: Motion, times_s: FloatArray) -> Soft:
 
 def hair_roots(trunk: Trunk, character: Character) -> FloatArray:
     """Where a swinging hair style hangs from the head: [F, D, 2]."""
-    return _on_head(trunk, character.body, np.asarray(_ROOTS[character.hair_style]))
+    return flat_on_head(trunk, character.body, np.asarray(_ROOTS[character.hair_style]))
 
 
 def hem_rest(trunk: Trunk, character: Character) -> FloatArray:
@@ -129,11 +129,6 @@ def _cape_roots(trunk: Trunk) -> FloatArray:
     """[F, 2, 2] just outside the shoulders."""
     right, left = trunk.joints[:, 2], trunk.joints[:, 5]
     return np.asarray([[-0.012, -0.015], [0.012, -0.015]]) + np.stack([right, left], 1)
-
-
-def _on_head(trunk: Trunk, body: Body, points: FloatArray) -> FloatArray:
-    spots = np.concatenate([points, np.zeros((len(points), 1))], -1)
-    return on_head(trunk, body, np.broadcast_to(spots, (len(trunk.head), *spots.shape)))
 
 
 def _flat(points: FloatArray) -> FloatArray:
