@@ -98,7 +98,7 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for picture in PICTURES:
         clip = draw(picture, np.asarray([picture.time_s]))
-        write_png(folder / f"{picture.name}.png", clip.frames[0], {})
+        write_png(folder / f"{picture.name}.png", clip.frames[0])
     for dance in DANCES:
         times_s = dance.start_s + np.arange(round(dance.duration_s * FPS)) / FPS
         clip = draw(dance, times_s)

@@ -67,6 +67,18 @@ def writing_error(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot write: {reason}")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those it lies in, where missing.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise writing_error(folder, error) from error
+
+
 class PartPath:
     """A temporary file or folder beside `path`, made at once and moved to `path` by `commit`.
 

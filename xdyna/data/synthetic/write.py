@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from xdyna.data.synthetic.clips import Clip, ClipSpec, World, clip_spec, dressed_as, face_swapped, render
 from xdyna.data.synthetic.expression import EXPRESSIONS
 from xdyna.data.synthetic.flow import clip_flow, scene_motion_mask
-from xdyna.files import writing_error, written_whole
+from xdyna.files import make_folder, written_whole
 from xdyna.photo import write_png
 from xdyna.preprocess.draw import draw_pose_maps
 from xdyna.preprocess.face import face_maps
@@ -94,7 +94,7 @@ def write_clip(
                 before = np.arange(max(first - 1, 0), first) / fps
                 flow.write(*clip_flow(spec, np.concatenate([before, times_s]), size_wh))
             if not first:
-                write_png(files["png"], clip.frames[0], {})
+                write_png(files["png"], clip.frames[0])
             parts.append(replace(clip, frames=clip.frames[:0], masks=clip.masks[:0]))
             on_frames(len(times_s))
         _write_knowledge(files, world, spec, parts)
@@ -103,18 +103,6 @@ def write_clip(
         with written_whole(files["json"]) as part:
             part.write_text(json.dumps(about, indent=1) + "\n")
     return list(files.values())
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those it lies in, where missing.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise writing_error(folder, error) from error
 
 
 def _names(folder: Path, name: str, spec: ClipSpec, wanted: Wanted) -> dict[str, Path]:
@@ -153,7 +141,7 @@ def _write_knowledge(files: dict[str, Path], world: World, spec: ClipSpec, parts
     with written_whole(files["expression.npz"]) as part:
         np.savez_compressed(part, values=expressions, names=np.asarray(EXPRESSIONS))
     moving = np.round(255 * scene_motion_mask(spec, world.size_wh)).astype(np.uint8)
-    write_png(files["moving.png"], np.repeat(moving[..., None], 3, -1), {})
+    write_png(files["moving.png"], np.repeat(moving[..., None], 3, -1))
 
 
 class FlowFile:
