@@ -12,7 +12,7 @@ from xdyna.data.synthetic.character import BOTTOMS, HAIR_STYLES, HATS, PATTERNS,
 from xdyna.data.synthetic.clips import Clip, ClipSpec, World, clip_spec, dressed_as, face_swapped, render, reshaped
 from xdyna.data.synthetic.expression import Expression, random_expression
 from xdyna.data.synthetic.framing import FRAMINGS
-from xdyna.data.synthetic.motion import COLUMN, pausing, random_motion
+from xdyna.data.synthetic.motion import COLUMN, TRAVEL, pausing, random_motion
 from xdyna.errors import UserError
 
 SIZE_WH = (64, 96)
@@ -78,6 +78,7 @@ def test_shares_of_framings_are_kept() -> None:
     [
         ({"ful": 1.0}, "unknown framing 'ful'; did you mean full"),
         ({"full": -1.0}, "share -1, wanted 0 or more"),
+        ({"full": float("nan")}, "share nan, wanted 0 or more"),
         ({"full": 0.0}, "no share is above 0"),
         ({}, "no share is above 0"),
     ],
@@ -214,6 +215,17 @@ def test_the_repertoire_has_turns_crouches_jumps_pauses_and_crossing_arms() -> N
         across = figure.joints[:, 4, 0] - figure.joints[:, 1, 0], figure.joints[:, 1, 0] - figure.joints[:, 7, 0]
         counts["cross"] += bool((np.stack(across) > 0.03).any())
     assert all(counts[name] >= 8 for name in ("turn", "crouch", "jump", "pause", "cross")), counts
+
+
+def test_energy_scales_how_far_people_move() -> None:
+    travel = [COLUMN[name] for name in TRAVEL]
+    reach = {}
+    for energy in (0.0, 0.5, 1.5):
+        motions = [clip_spec(World(energy=energy), index).motion for index in range(20)]
+        reach[energy] = np.mean([np.ptp(motion.keys[:, travel], axis=0).sum() + motion.bounce for motion in motions])
+        assert all(np.ptp(motion.keys[:, COLUMN["right_arm_a"]]) > 0.3 for motion in motions)
+    assert reach[0.0] == 0
+    assert reach[1.5] > 2 * reach[0.5] > 0
 
 
 def test_turned_away_arms_are_behind_the_trunk() -> None:

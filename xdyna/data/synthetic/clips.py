@@ -21,6 +21,7 @@ from xdyna.data.synthetic.soft import swing
 from xdyna.errors import UserError, near_matches
 from xdyna.preprocess.tracks import Tracks
 
+LEAST_SIDE_PX = 16  # of frames; far smaller ones have no room for a scene
 SMALL_HEAD_PX = 10.0  # half the height of heads below which faces are drawn simply
 
 
@@ -54,12 +55,19 @@ class World:
         check_framings(self.framings)
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}, wanted 0 or more")
+        if min(self.size_wh) < LEAST_SIDE_PX:
+            width, height = self.size_wh
+            raise UserError(f"size_wh is {width}x{height}, wanted sides of {LEAST_SIDE_PX} pixels or more")
         if not 0 < self.fps < float("inf"):
             raise UserError(f"fps is {self.fps}, wanted frames per second, above 0")
+        if not 0 <= self.energy < float("inf"):
+            raise UserError(f"energy is {self.energy}, wanted 0 (arms and head alone move) or more; 1 is lively")
         if not 0 <= self.loop_s < float("inf"):
             raise UserError(f"loop_s is {self.loop_s}, wanted seconds, 0 for scenes that do not repeat")
         if not 0 <= self.scene_only <= 1:
             raise UserError(f"scene_only is {self.scene_only}, wanted the share of clips without a person, 0 to 1")
+        if not self.scenes:
+            raise UserError(f"scenes: none is named, wanted some of {', '.join(SCENES)}")
         for name in self.scenes:
             if name not in SCENES:
                 raise UserError(f"unknown scene {name!r}{near_matches(name, SCENES)}")

@@ -41,7 +41,7 @@ def check_framings(shares: Mapping[str, float]) -> None:
     for name, share in shares.items():
         if name not in FRAMINGS:
             raise UserError(f"unknown framing {name!r}{near_matches(name, FRAMINGS)}")
-        if share < 0:
+        if not 0 <= share < float("inf"):
             raise UserError(f"framing {name}: share {share:g}, wanted 0 or more")
     if sum(shares.values()) <= 0:
         raise UserError("framings: no share is above 0, wanted one at least, for example {full: 1}")
