@@ -40,7 +40,7 @@ class Projection:
 
 
 def draw_figures(shapes: list[Shape], to_pixels: Projection, fine: int, num_frames: int) -> Iterator[Image]:
-    """Premultiplied RGBA pictures [H, W, 4] of the person alone, frame by frame.
+    """Premultiplied RGBA pictures [H, W, 4] of the person alone, frame by frame; each may be drawn over by the next.
 
     Args:
         shapes: from back to front.
