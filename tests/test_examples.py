@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from xdyna.photo import read_photo
+from xdyna.preprocess.detect import TracksDetector, build_detector
 from xdyna.preprocess.tracks import Tracks
 from xdyna.video import VideoReader, probe
 
@@ -30,15 +31,23 @@ def test_photos_are_pictures(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DANCES)
-def test_mediapipe_finds_the_drawn_dancer(name: str) -> None:
+def test_a_dancer_is_found_where_the_truth_says(name: str) -> None:
     pytest.importorskip("mediapipe")
-    from xdyna.preprocess.detect import build_detector
+    video = EXAMPLES / f"{name}.mp4"
+    detector, line = build_detector("mediapipe", video=video, hands=False)
+    assert line == "pose: detector mediapipe (asked for)"
+    reader = VideoReader(video, frames=16)
+    found = detector.detect(reader, fps=float(reader.fps))
+    truth = Tracks.load(EXAMPLES / f"{name}.tracks.npz").resized(found.size_wh)[: len(found)]
+    both = ((found.joints_conf >= 0.3) & (truth.joints_conf >= 0.3))[:, :14]
+    assert both.mean() > 0.9
+    away = np.linalg.norm(found.joints_xy - truth.joints_xy, axis=-1)[:, :14][both] / found.size_wh[1]
+    assert np.median(away) < 0.02
+    assert isinstance(build_detector("auto", video=video)[0], TracksDetector)
 
-    frames = list(VideoReader(EXAMPLES / f"{name}.mp4", frames=4))
-    detector, _ = build_detector("mediapipe")
-    found = detector.detect(frames, fps=12)
-    truth = Tracks.load(EXAMPLES / f"{name}.tracks.npz")[:4]
-    body = found.joints_conf[:, :14] > 0.3
-    assert body.mean() > 0.9
-    miss = np.linalg.norm(found.joints_xy - truth.joints_xy, axis=-1)[:, :14][body]
-    assert np.median(miss) < 0.02 * 576
+
+def test_the_person_of_the_photo_is_found() -> None:
+    pytest.importorskip("mediapipe")
+    photo = EXAMPLES / "photo.png"
+    detector, _ = build_detector("auto", video=photo, hands=False)
+    assert (detector.detect([read_photo(photo)], fps=1.0).joints_conf[0, :14] >= 0.3).sum() >= 12
