@@ -1,5 +1,6 @@
-"""The shipped examples: readable, with truth beside them, and found by the default detector."""
+"""The shipped examples: drawn by their script, readable, with truth beside them, and found by the default detector."""
 
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from xdyna.preprocess.detect import TracksDetector, build_detector
 from xdyna.preprocess.tracks import Tracks
 from xdyna.video import VideoReader, probe
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
 DANCES = ("dance", "dance_2")
 PHOTOS = ("photo", "photo_waterfall", "photo_fire", "photo_clouds", "portrait")
 
@@ -28,6 +30,25 @@ def test_dances_have_sound_and_tracks(name: str) -> None:
 @pytest.mark.parametrize("name", PHOTOS)
 def test_photos_are_pictures(name: str) -> None:
     assert read_photo(EXAMPLES / f"{name}.png").shape == (576, 384, 3)
+
+
+def test_the_examples_are_what_the_script_draws_and_the_page_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    script = import_module("make_examples")
+    for picture in script.PICTURES:
+        drawn = script.draw(picture, np.asarray([picture.time_s])).frames[0]
+        gap = np.abs(drawn.astype(int) - read_photo(EXAMPLES / f"{picture.name}.png"))
+        assert (gap > 2).mean() < 1e-3  # processors may round differently
+    for dance in script.DANCES:
+        drawn = script.draw(dance, dance.start_s + np.asarray([0, 35]) / script.FPS).tracks
+        shipped = Tracks.load(EXAMPLES / f"{dance.name}.tracks.npz")
+        assert np.allclose(drawn.joints_xy, shipped.joints_xy[[0, 35]], atol=0.01)
+    named = {f"{picture.name}.png" for picture in script.PICTURES}
+    for dance in script.DANCES:
+        named |= {f"{dance.name}.mp4", f"{dance.name}.tracks.npz"}
+    assert {path.name for path in EXAMPLES.iterdir()} == named
+    page = (ROOT / "docs" / "synthetic.md").read_text()
+    assert all(f"`{name}`" in page for name in named if not name.endswith(".npz"))
 
 
 @pytest.mark.parametrize("name", DANCES)
