@@ -16,7 +16,7 @@ from xdyna.data.synthetic.clips import ClipSpec, render
 
 #: Regions by name, in the order of the channels that code them.
 REGIONS = ("skin", "hair", "top", "bottom")
-#: A pixel belongs to a region that gives it this share of its colour. Shading takes up to 0.41 of the darkest part's.
+#: A pixel belongs to a region that gives it this share of its colour. Shading takes up to 0.4 of the darkest part's.
 LEAST_SHARE = 0.55
 
 
