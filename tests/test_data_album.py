@@ -50,7 +50,7 @@ def test_photos_without_poses_get_blank_maps(tmp_path: Path) -> None:
     assert not album.pose_maps.any()
 
 
-def test_a_broken_photo_is_left_out_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_photo_is_left_out_and_listed(tmp_path: Path) -> None:
     folder = photos(tmp_path / "anna", 6)
     (folder / "03.png").write_bytes((folder / "03.png").read_bytes()[:200])
     album = read_album(folder, (32, 48), detect=False)

@@ -228,6 +228,7 @@ def test_damage_after_the_scan_does_not_stop_a_run(dances: Path, tmp_path: Path)
     damage(shards[0], 0.6)
     names = {source.draw(index).name for index in range(6)}
     assert names
+    assert names <= {item.name for item in scan_shards(shards).items}  # those before the cut
     assert "is cut short" in (tmp_path / "skipped.txt").read_text()
     shards[0].unlink()
     with pytest.raises(UserError, match=r"clips-000000\.tar: .* cannot be copied: .*No such file"):
