@@ -28,7 +28,7 @@ class ClipConfig(TrainConfig):
         shared_noise: noise, and the mask of the start, are drawn once per clip and used for all its driving frames.
             Unless it is set, as the base has it.
         reference_dropout: share of clips whose reference is taken away: its latents are zero, its image tokens those of
-            no picture. What guidance on the reference compares with.
+            no picture. The pipeline's guidance compares with image tokens of no picture, and keeps the latents.
         renew: parts that start anew instead of from the base's weights.
         sample_steps: denoising steps of the samples.
     """

@@ -3,7 +3,8 @@ together, or each alone, on the frozen spatial UNet.
 
 Clips of people and of scenes without people are mixed (`scene_share`): people teach how a body follows a pose, scenes
 how water, fire and clouds move. Scene clips come with blank pose maps, so the ControlNet learns to say nothing there.
-Some clips lose their reference (`reference_dropout`), which is what guidance on the reference compares with.
+Some clips lose their reference (`reference_dropout`), its latents and, where the base has an image prompt, its image
+tokens: the latter is what the pipeline's guidance compares with.
 """
 
 from __future__ import annotations
