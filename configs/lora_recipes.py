@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from xdyna.configs.clips import ClipConfig
+from xdyna.configs.clips import ClipConfig, NewPart
 from xdyna.configs.train import TrainConfig
 
 
@@ -18,6 +18,7 @@ class LoraConfig(ClipConfig):
         rank: of the update of each projection.
         alpha: the update counts alpha / rank; null: as `rank`, so that it counts in full.
         targets: projections that get an update, by the names that diffusers gives them.
+        renew: nothing: a LoRA is an update of the base as it is.
     """
 
     rank: int = Field(8, ge=1)
@@ -25,6 +26,7 @@ class LoraConfig(ClipConfig):
     targets: tuple[Literal["to_q", "to_k", "to_v", "to_out.0"], ...] = Field(
         ("to_q", "to_k", "to_v", "to_out.0"), min_length=1
     )
+    renew: tuple[NewPart, ...] = Field((), max_length=0)
 
 
 class MotionLoraConfig(LoraConfig):
@@ -63,7 +65,7 @@ class ReferenceNetConfig(ClipConfig):
     """Recipe `reference_net`: a copy of the UNet reads the reference, in the place of a Dynamics-Adapter.
 
     Attributes:
-        trains: any of the reference network, the pose ControlNet and the motion modules.
+        trains: the reference network, and any of the pose ControlNet and the motion modules.
         scene_share: share of clips of scenes without a person, which come with blank pose maps.
     """
 
@@ -74,6 +76,12 @@ class ReferenceNetConfig(ClipConfig):
     scene_share: float | None = Field(0.25, ge=0, le=1)
     reference_dropout: float = Field(0.1, ge=0, le=1)
     batch: int = Field(2, gt=0)
+
+    @model_validator(mode="after")
+    def _check_trains(self) -> ReferenceNetConfig:
+        if "reference_net" not in self.trains:
+            raise ValueError("trains leaves out reference_net, which no base has; wanted it among them")
+        return self
 
 
 class IpAdapterConfig(ClipConfig):

@@ -56,8 +56,8 @@ class ImageConfig(ClipConfig):
             the clip, any of them is the reference, and motion modules are left out.
         start, start_keep, shared_noise, terminal_signal: the defaults make denoising set out from the reference itself,
             slightly noised: what stays where it is in the picture need not be looked up.
-        face: feed face maps to the face ControlNet: those of the frames' own faces (true), or of other identities' faces
-            that make the same expressions (``swapped``).
+        face: feed face maps to the face ControlNet: those of the frames' own faces (true), or of other identities'
+            faces that make the same expressions (``swapped``).
         widths, layers, heads, norm_groups: of a new UNet (and, but for heads, its ControlNets).
         attention: per level, whether it has spatial attention.
         prompt_tokens, prompt_dim: shape of a new model's stored prompt.
@@ -65,7 +65,7 @@ class ImageConfig(ClipConfig):
 
     out: Path = Path("runs/image")
     vae: Path | None = None
-    trains: tuple[Part, ...] = ("unet", "dynamics_adapter", "pose_controlnet")
+    trains: tuple[Part, ...] = Field(("unet", "dynamics_adapter", "pose_controlnet"), min_length=1)
     frames: int = Field(4, ge=1)
     consecutive: bool = False
     reuse: int = Field(2, ge=1)
@@ -110,10 +110,8 @@ class DynamicsAdapterConfig(ClipConfig):
     """
 
     out: Path = Path("runs/dynamics_adapter")
-    trains: tuple[Literal["dynamics_adapter", "pose_controlnet", "motion"], ...] = (
-        "dynamics_adapter",
-        "pose_controlnet",
-        "motion",
+    trains: tuple[Literal["dynamics_adapter", "pose_controlnet", "motion"], ...] = Field(
+        ("dynamics_adapter", "pose_controlnet", "motion"), min_length=1
     )
     scene_share: float | None = Field(0.25, ge=0, le=1)
     reference_dropout: float = Field(0.1, ge=0, le=1)
@@ -136,7 +134,7 @@ class SFaceControlNetConfig(ClipConfig):
     out: Path = Path("runs/s_face_controlnet")
     batch: int = Field(2, gt=0)
     early: float = Field(3.0, gt=0)
-    scene_share: float | None = Field(0.0, ge=0, le=0)
+    scene_share: float = Field(0.0, ge=0, le=0)
 
 
 #: Recipes by name; the module `xdyna.train.recipes.NAME` has `train(config, resume=.., quiet=..)`.
