@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +12,8 @@ from xdyna.adapters.dynamics import DynamicsAdapter
 from xdyna.configs.recipes import ImageConfig
 from xdyna.controlnets.pose import PoseControlNet
 from xdyna.controlnets.s_face import SFaceControlNet
-from xdyna.errors import UserError
 from xdyna.prompts import StoredPrompt
-from xdyna.train.parts import Parts, base_folder, silence_motion
+from xdyna.train.parts import Parts, base_folder, read_vae, silence_motion
 from xdyna.unet import XDynaUNet
 
 
@@ -25,7 +23,7 @@ def build_parts(cfg: ImageConfig) -> Parts:
     Raises:
         UserError: there is no autoencoder.
     """
-    vae = read_vae(cfg)
+    vae = read_vae(cfg.vae or base_folder(cfg.base) / "vae", "vae=")
     channels = vae.config.latent_channels
     down = tuple("CrossAttnDownBlockMotion" if on else "DownBlockMotion" for on in cfg.attention)
     up = tuple("CrossAttnUpBlockMotion" if on else "UpBlockMotion" for on in reversed(cfg.attention))
@@ -56,24 +54,14 @@ def build_parts(cfg: ImageConfig) -> Parts:
         pose_controlnet=PoseControlNet(conditioning_channels=3, **_controlnet_shape(cfg, vae)),
         face_controlnet=SFaceControlNet(**_controlnet_shape(cfg, vae)),
         stored_prompt=prompt,
-        scheduler=_scheduler(cfg),
+        scheduler=_scheduler(),
     )
     for part in (parts.pose_controlnet, parts.dynamics_adapter):
         _wake(part)
     return parts
 
 
-def read_vae(cfg: ImageConfig) -> AutoencoderKL:
-    """The autoencoder that a new model is built around."""
-    folder: Path = cfg.vae or base_folder(cfg.base) / "vae"
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"vae={folder}: not the folder of an autoencoder; train one with `xdyna train vae`, or set init"
-        )
-    return AutoencoderKL.from_pretrained(folder, local_files_only=True).float()
-
-
-def _scheduler(cfg: ImageConfig) -> DDIMScheduler:
+def _scheduler() -> DDIMScheduler:
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from xdyna.adapters.dynamics import DynamicsAdapter
 from xdyna.adapters.image_prompt import ImagePromptAdapter
+from xdyna.adapters.reference_net import ReferenceNet
 from xdyna.attention import without_adapter_layers
 from xdyna.configs.recipes import Part
 from xdyna.controlnets.pose import PoseControlNet
@@ -26,6 +27,8 @@ from xdyna.prompts import StoredPrompt
 from xdyna.unet import XDynaUNet
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+#: Weights of the parts that transformers saves.
+ENCODER_WEIGHTS_NAME = "model.safetensors"
 #: Channels of a new ControlNet's condition layers, one entry per halving of the size and one before them.
 CONDITION_WIDTHS = (16, 32, 96, 256)
 
@@ -99,6 +102,11 @@ def load_base(base: str | Path) -> Parts:
         if found[name] is None:
             found[name] = controlnet_from_unet(kind, unet, vae)
             new.append(name)
+    if _class_name(folder / "dynamics_adapter" / "config.json") == ReferenceNet.__name__:
+        raise UserError(
+            f"{folder}: a baseline of recipe reference_net, which no recipe takes as a base; wanted the base it was "
+            "trained on, and for training it further `xdyna train reference_net --init` with this folder"
+        )
     found["dynamics_adapter"] = _read(folder, "dynamics_adapter", DynamicsAdapter)
     if found["dynamics_adapter"] is None:
         found["dynamics_adapter"] = DynamicsAdapter.from_unet(unet)
@@ -107,6 +115,25 @@ def load_base(base: str | Path) -> Parts:
         return Parts(**found, folder=folder, new=frozenset(new))
     except ValueError as error:  # an adapter of another model
         raise UserError(f"{folder}: parts that do not fit each other: {error}") from None
+
+
+def read_vae(folder: Path, option: str) -> AutoencoderKL:
+    """A saved autoencoder in float32.
+
+    Args:
+        folder: the autoencoder's own, or a model's.
+        option: what the folder was given by, for messages.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    folder = folder / "vae" if (folder / "vae").is_dir() else folder
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{option}{folder}: not the folder of an autoencoder; wanted a run's model or its vae/ (`xdyna train vae`)"
+        )
+    vae: AutoencoderKL = _read(folder.parent, folder.name, AutoencoderKL)
+    return vae
 
 
 def base_folder(base: str | Path) -> Path:
@@ -232,15 +259,19 @@ def load_init(parts: Parts, init: Path, trains: Iterable[str]) -> list[str]:
     """
     names = list(trains)
     folders = {"motion": "unet"}
-    files = {name: init / folders.get(name, name) / WEIGHTS_NAME for name in names}
+    files = {name: init / folders.get(name, name) / _weights_name(name) for name in names}
     files = {name: path for name, path in files.items() if path.is_file()}
     if not files and len(names) == 1:
-        files = {names[0]: init / WEIGHTS_NAME if init.is_dir() else init}
+        files = {names[0]: init / _weights_name(names[0]) if init.is_dir() else init}
     if not files or not all(path.is_file() for path in files.values()):
         raise UserError(f"--init {init}: holds no weights of {', '.join(names)}; wanted {' or '.join(_wanted(names))}")
     for name, path in files.items():
         _fill(parts, name, path)
     return list(files)
+
+
+def _weights_name(name: str) -> str:
+    return ENCODER_WEIGHTS_NAME if name == "image_encoder" else WEIGHTS_NAME
 
 
 def _wanted(names: Sequence[str]) -> list[str]:
@@ -314,11 +345,16 @@ def _scheduler_class(folder: Path) -> Any:
     """The class that a base's scheduler was saved as."""
     import diffusers
 
+    # Where there is none, DDIM's says what is wrong with the folder.
+    return getattr(diffusers, _class_name(folder / "scheduler" / "scheduler_config.json"), DDIMScheduler)
+
+
+def _class_name(config: Path) -> str:
+    """The class that a part was saved as; empty where its config does not say."""
     try:
-        config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-        return getattr(diffusers, config["_class_name"])
-    except (OSError, ValueError, KeyError, AttributeError):
-        return DDIMScheduler  # which says what is wrong with the folder
+        return str(json.loads(config.read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 @torch.no_grad()

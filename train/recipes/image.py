@@ -15,8 +15,8 @@ import torch
 from xdyna.configs.recipes import ImageConfig
 from xdyna.data.source import build_source
 from xdyna.train.export import save_model
-from xdyna.train.new_model import build_parts, read_vae
-from xdyna.train.parts import load_base, renew
+from xdyna.train.new_model import build_parts
+from xdyna.train.parts import load_base, read_vae, renew
 from xdyna.train.run import Run
 from xdyna.train.samples import Sampler
 from xdyna.train.system import ClipSystem
@@ -29,7 +29,7 @@ def train(cfg: ImageConfig, *, resume: bool = False, quiet: bool = False) -> Pat
     torch.manual_seed(cfg.seed)
     parts = load_base(cfg.init) if cfg.init else build_parts(cfg)  # every part frozen
     if cfg.init and cfg.vae:
-        parts = replace(parts, vae=read_vae(cfg), new=parts.new | {"vae"})
+        parts = replace(parts, vae=read_vae(cfg.vae, "vae="), new=parts.new | {"vae"})
     renew(parts, cfg.renew)
     system = ClipSystem(parts, cfg, cfg.trains, face=bool(cfg.face), motion=cfg.consecutive)  # thaws what trains
     source = build_source(cfg, frames=cfg.frames, consecutive=cfg.consecutive, face=cfg.face)

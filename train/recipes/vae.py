@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from xdyna.configs.recipes import VaeConfig
 from xdyna.data.source import Batch, ClipSource, build_source, draw_batch
-from xdyna.errors import UserError
 from xdyna.metrics.psnr import psnr
 from xdyna.train.noise import normal, sample_generators
+from xdyna.train.parts import read_vae
 from xdyna.train.run import Run
 from xdyna.train.sample_files import note_sample, sample_path, write_sheet
 from xdyna.train.system import to_unit
@@ -28,7 +28,7 @@ CAPTION = "Originals above their reconstructions."
 def train(cfg: VaeConfig, *, resume: bool = False, quiet: bool = False) -> Path:
     """Train the autoencoder; return `<out>/model`, whose folder `vae` holds it."""
     torch.manual_seed(cfg.seed)
-    vae = read_vae(cfg.init) if cfg.init else build_vae(cfg)
+    vae = read_vae(cfg.init, "--init ") if cfg.init else build_vae(cfg)
     vae = vae.to(memory_format=torch.channels_last)
     vae.encoder.requires_grad_(cfg.train_encoder)
     vae.quant_conv.requires_grad_(cfg.train_encoder)
@@ -43,7 +43,8 @@ def train(cfg: VaeConfig, *, resume: bool = False, quiet: bool = False) -> Path:
         run.update()
 
     def write(folder: Path) -> None:
-        held_out.set_scaling()
+        if cfg.train_encoder or not cfg.init:  # else latents mean what they did, their scale included
+            held_out.set_scaling()
         vae.save_pretrained(folder / "vae")
 
     return run.finish(write)
@@ -93,18 +94,6 @@ def build_vae(cfg: VaeConfig) -> AutoencoderKL:
             nn.init.zeros_(block.conv2.weight)
             nn.init.zeros_(block.conv2.bias)
     return vae
-
-
-def read_vae(folder: Path) -> AutoencoderKL:
-    """A saved autoencoder, in float32.
-
-    Raises:
-        UserError: there is none.
-    """
-    folder = folder / "vae" if (folder / "vae").is_dir() else folder
-    if not (folder / "config.json").is_file():
-        raise UserError(f"--init {folder}: not the folder of an autoencoder; wanted a run's model or its vae/")
-    return AutoencoderKL.from_pretrained(folder, local_files_only=True).float()
 
 
 class HeldOut:
