@@ -32,15 +32,15 @@ LINKED_BYTES = 64 << 20
 def save_model(system: ClipSystem, folder: Path) -> None:
     """Write a pipeline folder: what trained from the system, everything else from its base.
 
-    Each part that trained is a folder of its own, in float32. Large files of the base are linked, so the folder needs
-    its base; a model without a base is written whole.
+    Each part that trained or was made anew is a folder of its own, in float32. Large files of the base are linked, so
+    the folder needs its base; a model without a base is written whole.
 
     Args:
         system: with the final weights in place.
         folder: to write into.
     """
     parts, base = system.parts, system.parts.folder
-    written = changed_parts(parts, system.trains)
+    written = changed_parts(parts, {*system.trains, *system.cfg.renew})
     if base:
         _take_over(base, folder, written)
     for name in written:
@@ -57,7 +57,8 @@ def changed_parts(parts: Parts, trains: Collection[str]) -> set[str]:
     """Names of the parts that differ from the base's: what trained, and new ones that every pipeline needs."""
     if parts.folder is None:
         return {name for name, part in vars(parts).items() if isinstance(part, nn.Module)}
-    return {"unet" if name == "motion" else name for name in trains} | (parts.new & {"vae", "pose_controlnet"})
+    names = {"unet" if name == "motion" else name for name in trains} | (parts.new & {"vae", "pose_controlnet"})
+    return names & set(parts.modules())
 
 
 def _take_over(base: Path, folder: Path, written: Collection[str]) -> None:
@@ -81,7 +82,8 @@ def _write_index(folder: Path, parts: Parts, written: Collection[str], cfg: Clip
     if path.is_file():
         index |= json.loads(path.read_text(encoding="utf-8"))
     elif isinstance(cfg, ImageConfig):
-        index["size_limits"] = SIZE_LIMITS
+        least = cfg.world.size_wh
+        index["size_limits"] = {**SIZE_LIMITS, "min_wh": [*least], "max_wh": [2 * side for side in least]}
     for name in sorted(written):
         kind = type(getattr(parts, name))
         index[name] = [kind.__module__.partition(".")[0], kind.__name__]
