@@ -17,8 +17,10 @@ from xdyna.cli import app, main
 from xdyna.configs import find_preset, load_config
 from xdyna.configs.clips import ClipConfig
 from xdyna.configs.recipes import RECIPES
+from xdyna.data.source import Batch, Face, build_source, draw_batch
 from xdyna.pipeline import XDynaPipeline
 from xdyna.train.parts import load_base, motion_modules
+from xdyna.train.system import ClipSystem
 
 SMALL = [
     "world.size_wh=[32, 48]", "world.framings={full: 1.0}", "threads=1", "workers=0", "sample_every=0", "save_every=2",
@@ -76,6 +78,17 @@ def test_frozen_encoder_keeps_what_latents_mean(vae: Path, tmp_path: Path) -> No
     moved = {key for key, value in before.items() if not torch.equal(value, after[key])}
     assert moved
     assert all(key.startswith(("vae/decoder", "vae/post_quant")) for key in moved)
+
+
+@pytest.mark.recipe
+def test_frozen_encoder_keeps_the_latents_scale_in_another_world(vae: Path, tmp_path: Path) -> None:
+    before = json.loads((vae / "config.json").read_text())["scaling_factor"]
+    for frozen in (True, False):
+        out = tmp_path / str(frozen)
+        run("vae", "--init", str(vae), "--out", str(out), "--steps", "1",
+            sets=[*SMALL, "world.seed=7", f"train_encoder={not frozen}"])  # fmt: skip
+        after = json.loads((out / "model" / "vae" / "config.json").read_text())["scaling_factor"]
+        assert (after == before) == frozen
 
 
 @pytest.mark.recipe
@@ -171,9 +184,10 @@ def test_animate_takes_what_image_makes(image_model: Path, tmp_path: Path) -> No
     make_photo(tmp_path / "photo.png")
     make_driver(tmp_path / "drive.mp4", 3)
     args = ["animate", "--ref", str(tmp_path / "photo.png"), "--pose-video", str(tmp_path / "drive.mp4")]
-    out = tmp_path / "out.mp4"
-    assert main([*args, "-o", str(out), "--model", str(image_model), "--size", "64x96", "--steps", "1"]) == 0
-    assert out.stat().st_size > 1000
+    for size in (["--size", "64x96"], []):  # the largest, and the one it was made for
+        out = tmp_path / f"out{len(size)}.mp4"
+        assert main([*args, "-o", str(out), "--model", str(image_model), *size, "--steps", "1"]) == 0
+        assert out.stat().st_size > 1000
     assert "size: 32x48" in (image_model / "animate.yaml").read_text()
 
 
@@ -205,6 +219,38 @@ def test_init_starts_from_a_parts_own_folder_or_a_model(tiny_folder: Path, tmp_p
         second = weights(out / "model")
         assert not torch.equal(first[key], weights(tiny_folder)[key])
         assert torch.allclose(first[key], second[key], atol=1e-5)
+
+
+@pytest.mark.recipe
+def test_image_is_fed_swapped_faces(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[Batch] = []
+
+    class Watched(ClipSystem):
+        def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+            fed.append(batch)
+            return super().forward(batch)
+
+    monkeypatch.setattr("xdyna.train.recipes.image.ClipSystem", Watched)
+    sets = [*SMALL, "frames=2", "consecutive=true", "trains=[face_controlnet]", "face=swapped"]
+    run("image", "--init", str(tiny_folder), "--out", str(tmp_path), "--steps", "1", sets=sets)
+    cfg = load_config(RECIPES["image"], overrides=sets)
+    faces: tuple[Face, Face] = ("swapped", True)
+    swapped, own = (draw_batch(build_source(cfg, frames=2, face=face), fed[0].indices).face_maps for face in faces)
+    assert np.array_equal(fed[0].face_maps, swapped)
+    assert not np.array_equal(fed[0].face_maps, own)
+    before, after = weights(tiny_folder), weights(tmp_path / "model")
+    moved = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert moved
+    assert all(key.startswith("face_controlnet/") for key in moved)
+
+
+@pytest.mark.recipe
+def test_what_was_made_anew_is_saved_though_it_does_not_train(tiny_folder: Path, tmp_path: Path) -> None:
+    run("pose_controlnet", "--set", f"base={tiny_folder}", "--out", str(tmp_path), "--steps", "1",
+        sets=[*SMALL, "frames=2", "renew=[dynamics_adapter]"])  # fmt: skip
+    outputs = [value for key, value in weights(tmp_path / "model").items() if key.endswith("to_out_ref.weight")]
+    assert outputs
+    assert not any(value.any() for value in outputs)
 
 
 @pytest.mark.recipe
@@ -260,7 +306,12 @@ def test_unknown_recipe_names_near_ones(capsys: pytest.CaptureFixture[str]) -> N
         (["motion_module", "--init", "/nowhere"], "--init /nowhere: holds no weights of motion; wanted"),
         (["vae", "--init", "/nowhere"], "--init /nowhere: not the folder of an autoencoder"),
         (["dynamics_adapter", "--set", "trains=[vae]"], "trains"),
+        (["dynamics_adapter", "--set", "trains=[]"], "trains"),
+        (["image", "--set", "trains=[]"], "trains"),
         (["s_face_controlnet", "--set", "scene_share=0.5"], "scene_share"),
+        (["s_face_controlnet", "--set", "scene_share=null"], "scene_share"),
+        (["motion_lora", "--set", "renew=[motion]"], "renew"),
+        (["reference_net", "--set", "trains=[motion]"], "trains leaves out reference_net"),
         (["dynamics_adapter", "--set", "reference_drop=1"], "did you mean reference_dropout"),
         (["image", "--set", "trains=[motion]"], "wanted consecutive=true"),
         (["image", "--set", "trains=[face_controlnet]"], "wanted face=true"),

@@ -1,6 +1,7 @@
 """LoRA recipes and baselines through the command: what trains, what stays, and that pipeline and command take it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from xdyna.configs.recipes import RECIPES
 from xdyna.data.album import AlbumSource, draw_album
 from xdyna.data.source import ClipSource, build_source, draw_batch
 from xdyna.data.synthetic.clips import World
+from xdyna.errors import UserError
 from xdyna.pipeline import XDynaPipeline
 from xdyna.train.baselines import freeze_unread, with_image_prompt, with_reference_net
-from xdyna.train.parts import load_base
+from xdyna.train.parts import load_base, load_init
 from xdyna.train.start import started_as_base
 from xdyna.train.system import ClipSystem
 from xdyna.video import VideoReader
@@ -210,6 +212,25 @@ def test_a_baseline_is_trained_further(tiny_folder: Path, tmp_path: Path) -> Non
         first, second = weights(tmp_path / recipe / "model"), weights(more / "model")
         assert first.keys() == second.keys()
         assert all((value - second[key]).abs().max() < 1e-4 for key, value in first.items())
+
+
+def test_init_fills_the_image_encoder_that_trains_along(tiny_folder: Path, tmp_path: Path) -> None:
+    trains = ("image_prompt", "image_encoder")
+    first, second = (with_image_prompt(load_base(tiny_folder), None, 4) for _ in range(2))
+    for name in trains:
+        getattr(first, name).save_pretrained(tmp_path / name)
+    assert load_init(second, tmp_path, trains) == list(trains)
+    after = second.image_encoder.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in first.image_encoder.state_dict().items())
+
+
+def test_a_baseline_with_a_reference_net_is_no_base(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "dynamics_adapter")
+    net = with_reference_net(load_base(tiny_folder)).dynamics_adapter
+    net.save_pretrained(tmp_path / "model" / "dynamics_adapter")
+    with pytest.raises(UserError, match=r"a baseline of recipe reference_net, .* wanted the base it was trained on"):
+        load_base(tmp_path / "model")
 
 
 @pytest.mark.recipe
