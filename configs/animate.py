@@ -36,6 +36,16 @@ def read_dtype(value: Any) -> Any:
     return {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(value, value)
 
 
+def read_start(value: Any) -> Any:
+    """Text other than ``auto`` is a number of seconds."""
+    if isinstance(value, str) and value != "auto":
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError("wanted a number of seconds, or auto") from None
+    return value
+
+
 SizeWH = Annotated[tuple[int, int], BeforeValidator(read_size), AfterValidator(_check_size)]
 Scale = Annotated[float, Field(ge=0.0, le=10.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -96,9 +106,8 @@ class AnimateConfig(Config):
     face_end: Fraction = 1.0
 
     # The driving video.
-    start: Annotated[float, Field(ge=0.0)] | Literal["auto"] = (
-        0.0  # seconds; auto: where the pose is nearest the photo's
-    )
+    # Seconds; auto: where the pose is nearest the photo's.
+    start: Annotated[Annotated[float, Field(ge=0.0)] | Literal["auto"], BeforeValidator(read_start)] = 0.0
     fps: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None  # None: the video's own
     stride: Annotated[int, Field(ge=1)] = 1
     frames: Annotated[int, Field(ge=1)] | None = None  # None: to the end

@@ -192,6 +192,10 @@ def test_list_pull_and_verify(hub: LocalHub, capsys: pytest.CaptureFixture[str])
     assert "x-dyna: X-Dyna as its authors released it" in (printed := capsys.readouterr().out)
     assert "[not pulled]" in printed
     assert "stable-diffusion-v1-5/stable-diffusion-v1-5: CreativeML OpenRAIL-M" in printed
+    assert main(["models", "verify", "x-dyna"]) == 2
+    assert capsys.readouterr().err == (
+        "xdyna: error: x-dyna: nothing is here to verify; wanted `xdyna models pull x-dyna` first\n"
+    )
     assert main(["models", "pull", "x-dyna", "--no-convert"]) == 0
     assert f"x-dyna: complete in {pulled_folder('x-dyna')}" in capsys.readouterr().out
     assert main(["models", "list", "--json"]) == 0

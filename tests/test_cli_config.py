@@ -149,6 +149,7 @@ def test_animate_refuses_sizes(text: str) -> None:
         (["align=limbs"], "'bones'"),
         (["seed=-1"], "greater than or equal to 0"),
         (["start=-2"], "start"),
+        (["start=soon"], "got 'soon', wanted a number of seconds, or auto"),
         (["stride=0"], "stride"),
         (["frames=0"], "frames"),
     ],

@@ -77,7 +77,7 @@ def test_tracks_mistakes(tracks_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="goes with --detector tracks or auto, got --detector mediapipe"):
         build_detector("mediapipe", tracks=tracks_file)
     (tmp_path / "text.tracks.npz").write_text("no")
-    with pytest.raises(UserError, match="not a tracks file"):
+    with pytest.raises(UserError, match=r"not a tracks file \(\.tracks\.npz\): another kind of file$"):
         build_detector("tracks", tracks=tmp_path / "text.tracks.npz")
     Tracks.empty(3, (64, 96), 8.0).save(tmp_path / "empty.tracks.npz")
     with pytest.raises(UserError, match="holds no person"):

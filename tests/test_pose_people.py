@@ -157,6 +157,8 @@ def test_nobody_black_and_no_frames_are_told_apart() -> None:
         PeopleDetector(stage, label="clip.mp4").detect(stage.frames(), fps=8.0)
     with pytest.raises(UserError, match=r"^clip\.mp4: no person found, every frame is black"):
         PeopleDetector(stage, label="clip.mp4").detect([np.zeros((36, 64, 3), np.uint8)] * 4, fps=8.0)
+    with pytest.raises(UserError, match=r"^photo\.png: no person found; wanted a picture that shows a person"):
+        PeopleDetector(Stage([], 1), label="photo.png").detect([np.full((36, 64, 3), 90, np.uint8)], fps=1.0)
     with pytest.raises(UserError, match=r"^clip\.mp4: has no frames"):
         PeopleDetector(stage, label="clip.mp4").detect([], fps=8.0)
     with pytest.raises(UserError, match="no person found"):

@@ -103,5 +103,8 @@ def verify(
     if as_json:
         emit_json({"models": found})
     wrong = [f"{target} {state}" for files in found.values() for target, state in files.items() if state != "good"]
+    gone = [name for name, files in found.items() if files and set(files.values()) == {"missing"}]
+    if gone and len(gone) == len(found):
+        raise UserError(f"{', '.join(gone)}: nothing is here to verify; wanted `xdyna models pull {gone[0]}` first")
     if wrong:
         raise UserError(f"not as pulled: {', '.join(wrong)}; move what is wrong away and run `xdyna models pull` again")

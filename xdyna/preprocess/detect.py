@@ -63,6 +63,9 @@ class PeopleDetector:
         people = detect_people(watched, self._finder, fps=fps, look_every=every)
         if watched.num_frames == 0:
             raise UserError(f"{self._label}: has no frames; wanted at least one")
+        if not people and watched.num_frames == 1:  # a photo, most of the time
+            black = ", all of it is black" if watched.brightest < _BLACK else ""
+            raise UserError(f"{self._label}: no person found{black}; wanted a picture that shows a person")
         if not people and watched.brightest < _BLACK:
             raise UserError(f"{self._label}: no person found, every frame is black; wanted a clip that shows a person")
         return choose_person(people, self._person, self._label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zipfile import is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +118,8 @@ class Tracks:
             UserError: the file is missing, is not such a file, or holds other shapes or numbers that make no sense.
         """
         try:
+            if path.is_file() and not is_zipfile(path):  # of these numpy says that unsafe loading might help
+                raise ValueError("another kind of file")
             with np.load(path, allow_pickle=False) as data:
                 arrays = {name: data[name].astype(np.float32) for name in _ARRAYS}
                 width, height = (int(side) for side in data["size_wh"])
