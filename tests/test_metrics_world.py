@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from xdyna.configs import PRESETS, load_config
+from xdyna.configs.recipes import RECIPES
 from xdyna.data.synthetic.clips import World, clip_spec, render
 from xdyna.data.synthetic.regions import REGIONS, region_masks
 from xdyna.metrics import bars
@@ -14,6 +16,8 @@ from xdyna.metrics.expression import expression, openness, pooled_correlation
 from xdyna.metrics.held_out import (
     FIRST,
     FIRST_BUST,
+    FIRST_LONG,
+    FIRST_STOP,
     build_case,
     case_times_s,
     held_out_cases,
@@ -71,6 +75,20 @@ def test_regions_lie_on_the_person_and_move_along() -> None:
 # --- cases ------------------------------------------------------------------------------------------------------------
 
 
+def test_no_run_draws_or_shows_what_is_measured() -> None:
+    """Training counts its samples from 0, what it validates on and shows from `held_out`; measured clips lie beyond."""
+    tiny = {"tiny-vae": "vae", "tiny-image": "image", "tiny-motion": "image", "tiny-face": "s_face_controlnet"}
+    configs = [kind() for kind in RECIPES.values()]
+    configs += [
+        load_config(RECIPES[tiny.get(path.stem, path.stem)], path)
+        for path in sorted((PRESETS / "train").glob("*.yaml"))
+    ]
+    assert min(FIRST_BUST, FIRST_STOP, FIRST_LONG) > FIRST
+    for config in configs:
+        assert config.steps * config.batch * config.accumulate < config.held_out
+        assert config.held_out + config.validate_clips + config.batch < FIRST - 1_000_000
+
+
 def test_cases_are_repeatable_and_of_three_kinds(cases: list[bars.Case]) -> None:
     assert [case.mode for case in cases] == ["self", "cross", "self", "other body"]
     again = build_case(WORLD, FIRST + 1, 10, "cross")
@@ -102,7 +120,7 @@ def test_drivers_lend_motion_and_face(cases: list[bars.Case]) -> None:
     assert np.array_equal(cross.wanted.joints_xy, cross.truth.tracks.joints_xy)
     other = cases[3]
     gap = np.linalg.norm(other.wanted.joints_xy - other.truth.tracks.joints_xy, axis=-1)
-    assert 0.1 < gap.mean() < 8  # the alignment is near the truth, not equal to it
+    assert 0.1 < gap.mean() < 3  # the truth stands where the alignment puts the dance; limbs are of other lengths
     case = build_case(CLOSE, FIRST_BUST, 3)
     swapped = swapped_case(CLOSE, case, 0)
     assert case.face_maps is not None
@@ -175,9 +193,9 @@ def test_truth_passes_and_frozen_and_noise_fail(cases: list[bars.Case]) -> None:
     assert noise["flow on still regions / truth's on moving"].passed is False
 
 
-def test_living_scene_fades_as_it_freezes(cases: list[bars.Case]) -> None:
+def test_living_scene_fades_as_it_freezes() -> None:
     """Mixing in more and more of a still picture lowers energy; slowing the scene down lowers its flow."""
-    case = cases[0]
+    case = build_case(WORLD, 10_000_000, 10)
     background, still = bars.true_background(case), bars.frozen(case)
     mixes = [np.round(case.truth.frames * (1.0 - s) + still * s).astype(np.uint8) for s in (0.0, 0.3, 0.6, 0.9)]
     values = [bars.living(made, background)["energy"] for made in mixes]

@@ -28,9 +28,10 @@ from xdyna.preprocess.face import face_maps
 from xdyna.preprocess.prepare import prepare
 from xdyna.preprocess.tracks import Tracks
 
-#: Training draws clips from index 0 on. Test clips begin here, those of close-ups, of people who stop, and long ones
-#: further on, and people who only lend their motion or their face lie `LENDER` clips behind.
-FIRST, FIRST_BUST, FIRST_STOP, FIRST_LONG, LENDER = 10_000_000, 11_000_000, 12_000_000, 13_000_000, 500_000
+#: Training draws clips from index 0 on, and what a run validates on and shows from `TrainConfig.held_out` on. Test
+#: clips begin beyond both, so that nobody has chosen a setting by looking at them; those of close-ups, of people who
+#: stop, and long ones further on. People who only lend their motion or their face lie `LENDER` clips behind.
+FIRST, FIRST_BUST, FIRST_STOP, FIRST_LONG, LENDER = 20_000_000, 21_000_000, 22_000_000, 23_000_000, 500_000
 #: Moments of a clip are drawn from its first seconds.
 SPAN_S = 6.0
 SWINGING_HAIR = ("long", "ponytail", "pigtails")
@@ -50,7 +51,8 @@ class Case:
         spec: what the truth shows.
         times_s: [1+F] seconds, the reference's first.
         reference: one frame.
-        truth: F frames. With `other body` its joints are near the wanted ones, not equal to them.
+        truth: F frames. With `other body` the person stands where the alignment puts them, and the joints are near the
+            wanted ones, not equal to them.
         wanted: the joints that the model was asked for, F frames.
         pose_maps: uint8 [F, H, W, 3].
         face_maps: local and global maps, uint8 [F, H, W, 3] each; None where no face is seen.
@@ -96,7 +98,7 @@ def build_case(world: World, index: int, num_frames: int, mode: Mode = "self") -
     case = _case(world, mode, spec, shown, times_s, f"{mode} {index}")
     if mode == "cross":
         return replace(case, face_maps=_face_maps(_drawn(world, face_swapped(shown, lender), times_s[1:])))
-    return _aligned(world, case, reshaped(lender, np.random.default_rng([world.seed, index, 17])))
+    return _aligned(world, case, spec, reshaped(lender, np.random.default_rng([world.seed, index, 17])))
 
 
 def swapped_case(world: World, case: Case, seed: int) -> Case:
@@ -162,8 +164,12 @@ def _case(world: World, mode: Mode, still: ClipSpec, shown: ClipSpec, times_s: N
     )
 
 
-def _aligned(world: World, case: Case, driver: ClipSpec) -> Case:
-    """The case driven by the clip of `driver`, prepared as the command prepares it."""
+def _aligned(world: World, case: Case, still: ClipSpec, driver: ClipSpec) -> Case:
+    """The case driven by the clip of `driver`, prepared as the command prepares it; its reference is of `still`.
+
+    The alignment puts the dance where the person of the reference is, several pixels from where the driver is. The
+    truth is brought there too, else it would not show what the model is asked for.
+    """
     clip = _drawn(world, driver, case.times_s[1:])
     ready = prepare(
         case.reference.frames[0],
@@ -178,7 +184,12 @@ def _aligned(world: World, case: Case, driver: ClipSpec) -> Case:
     xy = ready.tracks.joints_xy
     inside = ((xy >= 0) & (xy <= np.asarray(world.size_wh))).all(-1)
     wanted = replace(ready.tracks, joints_conf=np.where(inside, ready.tracks.joints_conf, 0).astype(np.float32))
-    return replace(case, wanted=wanted, pose_maps=ready.pose_maps, face_maps=ready.face_maps)
+    truth, camera = case.truth.tracks, case.spec.camera
+    both = (wanted.joints_conf > 0) & (truth.joints_conf > 0)
+    right, down = (wanted.joints_xy[both] - truth.joints_xy[both]).mean(0) / np.asarray(world.size_wh)
+    camera = replace(camera, middle=camera.middle + float(right), ground=camera.ground + float(down))
+    placed = _case(world, case.mode, still, replace(case.spec, camera=camera), case.times_s, case.name)
+    return replace(placed, wanted=wanted, pose_maps=ready.pose_maps, face_maps=ready.face_maps)
 
 
 def _drawn(world: World, spec: ClipSpec, times_s: NDArray[np.float64]) -> Clip:
