@@ -48,6 +48,16 @@ def test_an_untrained_model_fails(
     assert len(list((tmp_path / "out").glob("*.mp4"))) == 4
 
 
+def test_a_model_without_adapter_can_stand_beside(tiny_folder: Path, tmp_path: Path) -> None:
+    script = load_script()
+    pipe = script.XDynaPipeline.from_pretrained(tiny_folder, dynamics_adapter=None)
+    pipe.save_pretrained(tmp_path / "without")
+    other = script.Model(tmp_path / "without", 1, 1.0)
+    assert other.pipe.dynamics_adapter is None
+    world = script.World(size_wh=(48, 72), scenes=("fire",), framings={"full": 1.0}, loop_s=1.0)
+    assert other.animate(script.build_case(world, 0, 4)).shape == (4, 72, 48, 3)
+
+
 def test_the_world_loops_whatever_the_preset_says(tmp_path: Path) -> None:
     path = tmp_path / "w.yaml"
     path.write_text("steps: 3\nworld: {scene_only: 0.5, loop_s: 0, scenes: [fire]}\n")
