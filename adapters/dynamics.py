@@ -27,6 +27,8 @@ class DynamicsAttnProcessor:
         scale: strength of the read.
     """
 
+    reads_reference = True  # also from a cache
+
     def __init__(self, site: str, scale: float = 1.0) -> None:
         self.site = site
         self.scale = scale
@@ -48,7 +50,7 @@ class DynamicsAttnProcessor:
         key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
         own = project_out(attn, attend(attn.to_q(hidden_states), key, value, attn.heads, attention_mask))
         if record is not None:
-            record[self.site] = (key, value)
+            record[self.site] = (key[:: frames.total], value[:: frames.total])
         if self.scale == 0:
             return own
         if reference_cache is not None:
@@ -57,6 +59,8 @@ class DynamicsAttnProcessor:
             key, value = key[:: frames.total], value[:: frames.total]
         # All frames of a clip are queries of one attention: the reference's keys need not be repeated per frame.
         query = attn.to_q_ref(hidden_states).unflatten(0, (-1, frames.total)).flatten(1, 2)
+        if len(key) < len(query):  # a cached reference that several clips share
+            key, value = (x.repeat_interleave(len(query) // len(x), dim=0) for x in (key, value))
         read = attend(query, key, value, attn.heads).unflatten(1, (frames.total, -1)).flatten(0, 1)
         return own + self.scale * attn.to_out_ref(read)
 

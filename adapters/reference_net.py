@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from xdyna.adapters.host import SiteAdapter, site_key
 from xdyna.attention import FrameAttnProcessor, FrameLayout, ReferenceCache, attend, project_out, spatial_sites
+from xdyna.fork import repeat_rows
 from xdyna.unet import XDynaUNet
 
 #: What the network takes over from its host's config under the same name.
@@ -187,8 +188,10 @@ class ReferenceNet(SiteAdapter, ConfigMixin):
         if self.scale == 0 or call.get("reference_cache") is not None:
             return (), call
         text = call["encoder_hidden_states"][:, : self.num_text_tokens]  # image tokens, if any, are the host's alone
-        call["reference_cache"] = self(call["sample"][:, :, 0], text)
-        call["sample"] = call["sample"][:, :, 1:]
+        # Unlike the host's own self-attention, this network's keys know the text: halves of guidance part at once.
+        sample = repeat_rows(call["sample"], max(1, len(text) // len(call["sample"])))
+        call["reference_cache"] = self(sample[:, :, 0], text)
+        call["sample"] = sample[:, :, 1:]
         if (down := call.get("down_block_additional_residuals")) is not None:
             call["down_block_additional_residuals"] = [residual[:, :, 1:] for residual in down]
         if (mid := call.get("mid_block_additional_residual")) is not None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel
 from torch import Tensor
 
+from xdyna.fork import fork_in_block, repeat_rows
 from xdyna.unet import fold, unfold
 
 
@@ -67,6 +68,54 @@ def control_residuals(
         return_dict=False,
     )
     return Residuals(tuple(unfold(r, batch) for r in down), unfold(mid, batch))
+
+
+def condition_features(controlnet: ControlNetModel, condition: Tensor) -> Tensor:
+    """What a ControlNet adds to its first convolution's output for maps [N, c, H, W], 0..1: [N, C, h, w]."""
+    features: Tensor = controlnet.controlnet_cond_embedding(condition)
+    return features
+
+
+def frame_residuals(
+    controlnet: ControlNetModel, latents: Tensor, timestep: Tensor, text: Tensor, features: Tensor, scale: float = 1.0
+) -> list[Tensor]:
+    """The residuals of single frames whose condition has been embedded before; `control_residuals` in other clothes.
+
+    Args:
+        controlnet: conditioned on timestep, text and maps alone, as those of SD1.5 are.
+        latents: noisy frames [N, C, h, w].
+        timestep: shape [].
+        text: [k, T, D]: every frame is seen under k texts, and what does not depend on them is computed once.
+        features: [N, C_0, h, w] of `condition_features`.
+        scale: strength.
+
+    Returns:
+        [k*N, C_i, h_i, w_i] for each skip connection, then for the middle block; one text after the other.
+
+    Raises:
+        ValueError: a ControlNet that is conditioned on more, or pools its maps.
+    """
+    config, halves = controlnet.config, len(text)
+    if config.class_embed_type or config.addition_embed_type or config.global_pool_conditions:
+        raise ValueError("this ControlNet is conditioned on more than timestep, text and maps; use control_residuals")
+    temb = controlnet.time_embedding(controlnet.time_proj(timestep.expand(len(latents))).to(latents.dtype))
+    attention = {"encoder_hidden_states": text.repeat_interleave(len(latents), dim=0)}
+    forked = halves  # how often rows are still to be repeated
+    x = controlnet.conv_in(latents) + features
+    outputs = [x]
+    for block in controlnet.down_blocks:
+        if not hasattr(block, "attentions"):
+            x, own = block(hidden_states=x, temb=temb)
+        elif forked > 1:
+            x, own = fork_in_block(block, x, temb, attention, forked)
+            temb, forked = repeat_rows(temb, forked), 1
+        else:
+            x, own = block(hidden_states=x, temb=temb, **attention)
+        outputs += own
+    x, temb = repeat_rows(x, forked), repeat_rows(temb, forked)
+    outputs.append(controlnet.mid_block(x, temb, **attention))
+    heads = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
+    return [repeat_rows(head(x) * scale, len(outputs[-1]) // len(x)) for head, x in zip(heads, outputs, strict=True)]
 
 
 def sum_residuals(parts: Sequence[Residuals]) -> Residuals:

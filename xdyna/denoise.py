@@ -1,12 +1,14 @@
 """One step of the method: what the networks predict for a clip of any length, window by window.
 
-This is the plain form: a window at a time, ControlNets evaluated anew in every window that covers a frame.
+This is the plain form: a window at a time, ControlNets evaluated anew in every window that covers a frame. What gives
+the same numbers with less work is in `xdyna.infer.engine`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -76,6 +78,27 @@ class Conditioning:
         return text, torch.cat([self.negative_image_tokens, self.image_tokens])
 
 
+class Predictor(Protocol):
+    """What the pipeline calls once a step: `predict_clip`, or something of the same signature that works otherwise."""
+
+    def __call__(
+        self,
+        unet: XDynaUNet,
+        latents: Tensor,
+        timestep: Tensor,
+        conditioning: Conditioning,
+        windows: Sequence[Sequence[int]],
+        weights: Sequence[NDArray[np.float32]],
+        guidance_scale: float,
+        *,
+        step: int = 0,
+        num_steps: int = 1,
+        window_batch: int = 1,
+    ) -> Tensor:
+        """See `predict_clip`."""
+        ...
+
+
 def predict_clip(
     unet: XDynaUNet,
     latents: Tensor,
@@ -107,10 +130,37 @@ def predict_clip(
         float32 [1, C, F, h, w].
     """
     guided = guidance_scale > 1
+
+    def predict(group: Sequence[Sequence[int]]) -> Tensor:
+        return predict_windows(unet, latents, timestep, conditioning, group, guided, step, num_steps)
+
+    return blend_windows(predict, latents, windows, weights, guidance_scale, window_batch)
+
+
+def blend_windows(
+    predict: Callable[[Sequence[Sequence[int]]], Tensor],
+    latents: Tensor,
+    windows: Sequence[Sequence[int]],
+    weights: Sequence[NDArray[np.float32]],
+    guidance_scale: float,
+    window_batch: int,
+) -> Tensor:
+    """Predict group after group of windows, add them up by their weights, and guide.
+
+    Args:
+        predict: from W windows of one length n to float32 [B, W, C, n, h, w], B the halves of guidance.
+        latents: of the clip, [1, C, F, h, w].
+        windows, weights, guidance_scale: see `predict_clip`.
+        window_batch: W, less in the last group.
+
+    Returns:
+        float32 [1, C, F, h, w].
+    """
+    guided = guidance_scale > 1
     total = torch.zeros(1 + guided, *latents.shape[1:], dtype=torch.float32, device=latents.device)
     for first in range(0, len(windows), window_batch):
         group = windows[first : first + window_batch]
-        predicted = predict_windows(unet, latents, timestep, conditioning, group, guided, step, num_steps)
+        predicted = predict(group)
         for i, window in enumerate(group):
             weight = torch.from_numpy(weights[first + i]).to(total.device)[:, None, None]
             frames = torch.tensor(window, device=total.device)

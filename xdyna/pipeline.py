@@ -25,7 +25,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from xdyna import inputs, windows
 from xdyna.adapters.host import SiteAdapter
 from xdyna.adapters.image_prompt import ImagePromptAdapter
-from xdyna.denoise import Conditioning, Control, predict_clip
+from xdyna.denoise import Conditioning, Control, Predictor, predict_clip
 from xdyna.latents import (
     clip_size,
     condition_maps,
@@ -268,8 +268,9 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             float32 [n, 3, H, W], 0..1, n up to `vae_batch`.
         """
         shift = self.vae.config.shift_factor or 0.0
+        device = self._execution_device  # diffusers walks through every module for it: not once per frame
         for frames in latents[0].transpose(0, 1).split(vae_batch):
-            scaled = (frames / self.vae.config.scaling_factor + shift).to(self._execution_device, self.vae.dtype)
+            scaled = (frames / self.vae.config.scaling_factor + shift).to(device, self.vae.dtype)
             decoded = self.vae.decode(scaled).sample
             yield (decoded.float() / 2 + 0.5).clamp(0, 1)
 
@@ -419,6 +420,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         noise: Tensor | None = None,
         mask: Tensor | None = None,
         window_offsets: Sequence[int] | None = None,
+        predictor: Predictor = predict_clip,
     ) -> XDynaPipelineOutput | tuple[Any]:
         """Animate `reference` with the motion of `pose_maps`.
 
@@ -469,6 +471,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             noise: [1, C, F, h, w] (or F+1, reference first) standard normal noise instead of drawn noise.
             mask: likewise, true where the start keeps the reference, false where it takes its blur.
             window_offsets: shift of the windows for each timestep of the scheduler instead of drawn ones.
+            predictor: makes each step's prediction: the plain way by default; `xdyna.infer.engine` has others.
 
         Returns:
             [`XDynaPipelineOutput`] or a tuple of its fields.
@@ -557,7 +560,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 if self.interrupt:
                     continue
                 clip_windows = windows.make_windows(schedule, num_frames, window, overlap, window_offsets[i])
-                predicted = predict_clip(
+                predicted = predictor(
                     self.unet,
                     self.scheduler.scale_model_input(latents, t),
                     t,

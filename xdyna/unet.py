@@ -25,6 +25,7 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, U
 from torch import Tensor, nn
 
 from xdyna.attention import FrameAttnProcessor, FrameLayout, ReferenceCache, spatial_sites, without_adapter_layers
+from xdyna.fork import fork_in_block, repeat_rows
 
 #: A clip of one driving frame without a reference.
 ONE_FRAME = FrameLayout(reference=0, driving=1)
@@ -227,6 +228,7 @@ class XDynaUNet(UNetMotionModel):
         mid_block_additional_residual: Tensor | None = None,
         reference_cache: ReferenceCache | None = None,
         return_dict: bool = True,
+        record: ReferenceCache | None = None,
     ) -> UNetMotionOutput | tuple[Tensor]:
         """Predict for every frame of B clips.
 
@@ -234,14 +236,18 @@ class XDynaUNet(UNetMotionModel):
             sample: [B, C, F, h, w] latents: frame 0 the clean reference, then noisy driving frames; driving frames
                 only when `reference_cache` is given.
             timestep: one number, or [B]; 0..999.
-            encoder_hidden_states: [B, T + n, D], text tokens then image tokens, once per clip.
-            down_block_additional_residuals: ControlNet residuals [B, C_i, F, h_i, w_i], one for each skip connection.
-            mid_block_additional_residual: [B, C_mid, F, h_mid, w_mid].
-            reference_cache: from `encode_reference`.
+            encoder_hidden_states: [k*B, T + n, D], text tokens then image tokens, once per clip. Where k is more than
+                1, every clip is predicted under k texts (the halves of guidance, one after the other), and what does
+                not depend on the text is computed once.
+            down_block_additional_residuals: ControlNet residuals [B or k*B, C_i, F, h_i, w_i], one for each skip
+                connection.
+            mid_block_additional_residual: [B or k*B, C_mid, F, h_mid, w_mid].
+            reference_cache: from `encode_reference` of one clip, which all B share, under the same k texts.
             return_dict: an output object, else a tuple.
+            record: is filled with the keys and values of the reference frames, [B or k*B, N, C] for each site.
 
         Returns:
-            `.sample` [B, C, F, h, w]; what it says of the reference frame has no use.
+            `.sample` [k*B, C, F, h, w]; what it says of the reference frame has no use.
 
         Raises:
             ValueError: shapes that do not fit each other or the model.
@@ -255,6 +261,7 @@ class XDynaUNet(UNetMotionModel):
             down_block_additional_residuals,
             mid_block_additional_residual,
             reference_cache=reference_cache,
+            record=record,
         )
         return UNetMotionOutput(sample=out) if return_dict else (out,)
 
@@ -268,7 +275,7 @@ class XDynaUNet(UNetMotionModel):
         Args:
             reference: clean latents [B, C, h, w].
             timestep: that of the driving frames (not used where `reference_timestep` is `zero`).
-            encoder_hidden_states: [B, T + n, D].
+            encoder_hidden_states: [k*B, T + n, D].
 
         Raises:
             ValueError: the model pools GroupNorm over the clip, or no Dynamics-Adapter is attached.
@@ -276,7 +283,7 @@ class XDynaUNet(UNetMotionModel):
         if self.config.pool_group_norm:
             raise ValueError("a reference cannot be encoded alone: this model pools GroupNorm over the whole clip")
         record: ReferenceCache = {}
-        self._run(reference.unsqueeze(2), timestep, encoder_hidden_states, FrameLayout(1, 0), record=record)
+        self(reference.unsqueeze(2), timestep, encoder_hidden_states, record=record)
         if not record:
             raise ValueError("no Dynamics-Adapter is attached: nothing reads the reference")
         return record
@@ -292,34 +299,42 @@ class XDynaUNet(UNetMotionModel):
         reference_cache: ReferenceCache | None = None,
         record: ReferenceCache | None = None,
     ) -> Tensor:
-        self._check(sample, encoder_hidden_states, layout)
-        batch = len(sample)
+        halves = self._check(sample, encoder_hidden_states, layout)
         temb = self._embed_time(timestep, sample, layout)
         attention: dict[str, Any] = {
             "encoder_hidden_states": encoder_hidden_states.repeat_interleave(layout.total, dim=0),
             "cross_attention_kwargs": {"frames": layout, "reference_cache": reference_cache, "record": record},
         }
+        forked = halves  # how often rows are still to be repeated
 
         x = self.conv_in(fold(sample))
         skips = [x]
         for block in self.down_blocks:
-            extra = attention if hasattr(block, "attentions") else {}
-            x, outputs = block(hidden_states=x, temb=temb, num_frames=layout, **extra)
+            if not hasattr(block, "attentions"):
+                x, outputs = block(hidden_states=x, temb=temb, num_frames=layout)
+            elif forked > 1:
+                x, outputs = fork_in_block(block, x, temb, attention, forked, layout)
+                temb, forked = repeat_rows(temb, forked), 1
+            else:
+                x, outputs = block(hidden_states=x, temb=temb, num_frames=layout, **attention)
             skips += outputs
         if down_residuals is not None:
             skips = add_residuals(skips, down_residuals)
 
+        x, temb = repeat_rows(x, forked), repeat_rows(temb, forked)  # no block on the way down has attention
         x = self.mid_block(x, temb, **attention)
         if mid_residual is not None:
-            x = x + fold(mid_residual)
+            x = x + _as_many_rows(fold(mid_residual), x)
 
         for block in self.up_blocks:
             own, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
             # Sizes that do not halve evenly: the next skip connection says how large to grow.
             size = skips[-1].shape[2:] if skips else None
             extra = attention if hasattr(block, "attentions") else {}
-            x = block(x, res_hidden_states_tuple=own, temb=temb, num_frames=layout, upsample_size=size, **extra)
+            own = [_as_many_rows(skip, x) for skip in own]
+            x = block(x, res_hidden_states_tuple=tuple(own), temb=temb, num_frames=layout, upsample_size=size, **extra)
 
+        batch = len(temb)
         norm = self.conv_norm_out
         x = pooled_group_norm(norm, x, batch) if self.config.pool_group_norm else norm(x)
         return unfold(self.conv_out(self.conv_act(x)), batch)
@@ -334,7 +349,8 @@ class XDynaUNet(UNetMotionModel):
         embedded = self.time_proj(timesteps.flatten()).to(sample.dtype)
         return self.time_embedding(embedded).unflatten(0, timesteps.shape)
 
-    def _check(self, sample: Tensor, encoder_hidden_states: Tensor, layout: FrameLayout) -> None:
+    def _check(self, sample: Tensor, encoder_hidden_states: Tensor, layout: FrameLayout) -> int:
+        """Shapes that fit; how many texts every clip is predicted under."""
         if sample.ndim != 5 or sample.shape[1] != self.config.in_channels:
             raise ValueError(
                 f"sample has shape {list(sample.shape)}, wanted [B, {self.config.in_channels}, frames, height, width]"
@@ -345,12 +361,19 @@ class XDynaUNet(UNetMotionModel):
                 " motion modules"
             )
         tokens = self.config.num_text_tokens + self.num_image_tokens
-        wanted = (len(sample), tokens, self.config.cross_attention_dim)
+        halves = max(1, len(encoder_hidden_states) // len(sample))
+        wanted = (halves * len(sample), tokens, self.config.cross_attention_dim)
         if tuple(encoder_hidden_states.shape) != wanted:
             raise ValueError(
                 f"encoder_hidden_states has shape {list(encoder_hidden_states.shape)}, wanted {list(wanted)}:"
                 f" {self.config.num_text_tokens} text tokens then {self.num_image_tokens} image tokens for each clip"
             )
+        return halves
+
+
+def _as_many_rows(x: Tensor, other: Tensor) -> Tensor:
+    """The rows of `x`, repeated where `other` has been forked and `x` has not."""
+    return repeat_rows(x, max(1, len(other) // len(x)))
 
 
 def fold(clips: Tensor) -> Tensor:
@@ -364,7 +387,11 @@ def unfold(frames: Tensor, batch: int) -> Tensor:
 
 
 def add_residuals(skips: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
-    """Add [B, C, F, h, w] residuals to [B*F, C, h, w] skip connections, one to one."""
+    """Add [B, C, F, h, w] residuals to [k*B*F, C, h, w] skip connections, one to one.
+
+    A skip connection from before the halves part may have fewer rows than its residual.
+    """
     if len(residuals) != len(skips):
         raise ValueError(f"{len(residuals)} ControlNet residuals for {len(skips)} skip connections")
-    return [skip + fold(residual) for skip, residual in zip(skips, residuals, strict=True)]
+    folded = [fold(residual) for residual in residuals]
+    return [_as_many_rows(skip, r) + _as_many_rows(r, skip) for skip, r in zip(skips, folded, strict=True)]
