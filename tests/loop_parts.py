@@ -1,5 +1,6 @@
 """A small recipe for tests of the training loop; as a script: `python loop_parts.py OUT [--resume] [KEY=VALUE ..]`."""
 
+import hashlib
 import json
 import os
 import signal
@@ -125,6 +126,15 @@ def train(cfg: TrainConfig, *, on_step: Callable[[Run, int], None] | None = None
 def losses(folder: Path) -> list[float]:
     """The losses in a run's log, in its order."""
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def frozen_digests(system: nn.Module) -> dict[str, str]:
+    """A hash of the bits of every parameter that does not train, by name: equal before and after a run."""
+    return {
+        name: hashlib.sha256(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, value in system.named_parameters()
+        if not value.requires_grad
+    }
 
 
 def main(out: Path, *words: str) -> Path:

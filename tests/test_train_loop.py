@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_parts import NoiseSource, SmallSystem, losses, main, small_config, train
+from loop_parts import NoiseSource, SmallSystem, frozen_digests, losses, main, small_config, train
 from safetensors.torch import load_file
 
 from xdyna.errors import UserError
 from xdyna.train import checkpoints
 from xdyna.train.feed import Plan
-from xdyna.train.modules import count_parameters, frozen_digests
+from xdyna.train.modules import count_parameters
 from xdyna.train.optimize import Average, rate_factor
 from xdyna.train.run import Run
 
@@ -71,6 +71,25 @@ def test_sigterm_saves_and_exits_and_the_run_goes_on(tmp_path: Path) -> None:
     main(tmp_path / "run", "steps=6", "save_every=100", "--resume")
     main(tmp_path / "whole", "steps=6")
     assert equal_files(tmp_path / "run/model/net.safetensors", tmp_path / "whole/model/net.safetensors")
+
+
+@pytest.mark.parametrize("place", ["reduce", "clip_grad_norm_"])
+def test_a_signal_while_processes_agree_ends_after_the_next_step(tmp_path: Path, place: str) -> None:
+    """Which all of them then know of: were one to stop at once, the others would wait for it."""
+
+    def signalled(run: Run, step: int) -> None:
+        real = getattr(run.accelerator, place)
+
+        def call(*args: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            setattr(run.accelerator, place, real)
+            return real(*args)
+
+        if step == 2:
+            setattr(run.accelerator, place, call)
+
+    train(small_config(tmp_path, steps=9), on_step=signalled)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
 
 
 def test_resumed_run_sees_the_same_samples(tmp_path: Path) -> None:
@@ -122,6 +141,25 @@ def test_last_and_best_checkpoints_stay(tmp_path: Path, monkeypatch: pytest.Monk
     found = checkpoints.Checkpoints(tmp_path, keep=2)
     assert [path.name for path in found.all()] == ["step-000002", "step-000005", "step-000006"]
     assert found.best() == tmp_path / "checkpoints/step-000002"
+
+
+def test_killed_while_an_old_checkpoint_is_deleted_leaves_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def halfway(folder: Path, ignore_errors: bool = False) -> None:
+        if folder.is_dir() and not ignore_errors:
+            (folder / "state.json").unlink()
+            raise Killed
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", halfway)
+    with pytest.raises(Killed):
+        train(small_config(tmp_path, steps=3, save_every=1, keep=1))
+    monkeypatch.undo()
+    train(small_config(tmp_path, steps=3, save_every=1, keep=1), resume=True)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000003"]
 
 
 def test_validation_is_the_loss_of_the_averaged_weights_on_held_out_clips(tmp_path: Path) -> None:
@@ -233,9 +271,11 @@ def test_old_weights_stay_when_the_new_ones_cannot_be_written(tmp_path: Path) ->
 )
 def test_checkpoint_of_something_else_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     train(small_config(tmp_path, steps=1))
+    settings = (tmp_path / "config.json").read_text()
     recipe, source = changes.pop("recipe", "small"), changes.pop("source", NoiseSource())
     with pytest.raises(UserError, match=message):
         Run(small_config(tmp_path, steps=2, **changes), recipe, SmallSystem(), source, resume=True, quiet=True)
+    assert (tmp_path / "config.json").read_text() == settings
 
 
 def test_the_same_global_batch_in_other_pieces_goes_on(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
-        self.run_folder, self.folder, self.keep = folder, folder / "checkpoints", keep
+        self.folder, self.keep = folder / "checkpoints", keep
 
     def all(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
@@ -63,27 +63,17 @@ class Checkpoints:
         final = self.path(state["step"])
         if final.exists():
             return final
-        partial = final.with_name(f".{final.name}.{os.getpid()}")
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            fill(partial)
-            (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-            _flush(partial)
-            partial.rename(final)
-        except Exception as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if not is_disk_error(error):
-                raise
-            raise UserError(
-                f"{final}: cannot be written ({disk_reason(error)}); last good checkpoint: {self.last() or 'none'}; "
-                "make room and --resume"
-            ) from error
+
+        def write(folder: Path) -> None:
+            fill(folder)
+            (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+        write_aside(final, write, f"last good checkpoint: {self.last() or 'none'}; make room and --resume")
         self._drop_old()
         return final
 
     def clear_partial(self) -> None:
-        """Remove what a killed run has left half written."""
+        """Remove what a killed run has left half written or half deleted."""
         for path in self.folder.glob(".step-*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -91,7 +81,7 @@ class Checkpoints:
         best = self.best()
         for old in self.all()[: -self.keep]:
             if old != best:
-                shutil.rmtree(old)
+                shutil.rmtree(old.rename(_partial(old)))  # a kill leaves nothing half deleted under a whole one's name
 
 
 def read_state(checkpoint: Path) -> State:
@@ -162,13 +152,22 @@ def check_state(checkpoint: Path, state: Mapping[str, Any], now: Mapping[str, An
             raise UserError(f"{checkpoint}: {key} was {state[key]}, now {now[key]}, so other data would come; {advice}")
 
 
-def write_aside(final: Path, write: Callable[[Path], Any]) -> None:
-    """Have a folder written beside its name and renamed, taking the place of an older one."""
-    partial = final.with_name(f".{final.name}.partial")
+def write_aside(final: Path, write: Callable[[Path], Any], advice: str) -> None:
+    """Have a folder written beside its name and renamed, taking the place of an older one.
+
+    Args:
+        final: its name.
+        write: fills the folder it is given.
+        advice: what to do where there is no room, for the message.
+    Raises:
+        UserError: the disk is full or cannot be written; what was there before is untouched.
+    """
+    partial = _partial(final)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         write(partial)
+        _flush(partial)
         if final.is_dir():
             shutil.rmtree(final)
         partial.rename(final)
@@ -176,9 +175,12 @@ def write_aside(final: Path, write: Callable[[Path], Any]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         if not is_disk_error(error):
             raise
-        raise UserError(
-            f"{final}: cannot be written ({disk_reason(error)}); the checkpoints are whole: make room and --resume"
-        ) from error
+        raise UserError(f"{final}: cannot be written ({disk_reason(error)}); {advice}") from error
+
+
+def _partial(final: Path) -> Path:
+    """Where a folder lies while it is written or deleted."""
+    return final.with_name(f".{final.name}.partial")
 
 
 def is_disk_error(error: BaseException) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -57,12 +55,3 @@ def saved_buffers(system: nn.Module) -> dict[str, Tensor]:
             if key not in parameters and isinstance(value, Tensor):
                 found[f"{name}/{key}"] = value
     return found
-
-
-def frozen_digests(system: nn.Module) -> dict[str, str]:
-    """A hash of the bits of every parameter that does not train, by name: equal before and after a run."""
-    return {
-        name: hashlib.sha256(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-        for name, value in system.named_parameters()
-        if not value.requires_grad
-    }

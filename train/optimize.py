@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from xdyna.configs.train import TrainConfig
 from xdyna.errors import UserError
+from xdyna.train.sharding import local
 
 
 def build_optimizer(cfg: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -89,8 +90,3 @@ class Average:
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for key, parameter in self.parameters.items():
             local(parameter).copy_(values[key])
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor; any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

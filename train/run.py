@@ -37,7 +37,7 @@ from xdyna.train.modules import count_parameters, enable_checkpointing, saved_bu
 from xdyna.train.noise import sample_seed
 from xdyna.train.optimize import Average, build_optimizer, rate_factor
 from xdyna.train.processes import load_engine, open_accelerator, prepare, save_engine
-from xdyna.train.sharding import cut_like, gathered, load_optimizer_state, make_whole, optimizer_state, reshard
+from xdyna.train.sharding import cut_like, gathered, load_optimizer_state, local, make_whole, optimizer_state, reshard
 from xdyna.train.watch import Watcher, standard_watchers
 
 Sampler = Callable[[Path, int], None]
@@ -98,7 +98,8 @@ class Run:
         torch.set_num_threads(cfg.threads)
         self.cfg, self.recipe, self.source, self.sampler = cfg, recipe, source, sampler
         self.raw, self.folder = system, cfg.out
-        self.step, self.stopped, self._stop = 0, False, False
+        self.step, self.stopped = 0, False
+        self._asked = self._stop = False  # this process got SIGTERM; all processes know that one of them did
         self._names: list[tuple[str, ...]] = []
         self._values: list[dict[str, Tensor]] = []
         self.accelerator = open_accelerator(cfg, system)
@@ -132,7 +133,8 @@ class Run:
     def steps(self) -> Iterator[int]:
         """Step numbers from where the run stands up to `cfg.steps`; call `update` once per step.
 
-        SIGTERM ends the iteration after the step in hand, with a checkpoint.
+        SIGTERM ends the iteration with a checkpoint, after the step in hand or, once that has its gradients, after the
+        next one: all processes stop after the same step.
         """
         self._feed = micro_batches(self.source, self.plan, self.step, self.cfg.steps, self.cfg.workers)
         with self._graceful_stop():
@@ -204,7 +206,7 @@ class Run:
         with self.averaged():
             if self.accelerator.is_fsdp2:
                 make_whole(self.raw)
-            self._on_main(lambda: write_aside(final, write))
+            self._on_main(lambda: write_aside(final, write, "the checkpoints are whole: make room and --resume"))
         return final
 
     def say(self, line: str) -> None:
@@ -279,10 +281,10 @@ class Run:
         last = self.checkpoints.last()
         if last and not resume:
             raise UserError(f"{self.folder}: holds a run already (step {last.name[5:]}); use --resume or another --out")
-        self._on_main(self._make_folder)
         if last:
-            self._load(last)
+            self._load(last)  # before config.json becomes this run's: what it was tells how to resume
             self.say(f"{self.recipe}: goes on after step {self.step}")
+        self._on_main(self._make_folder)
 
     def _make_folder(self) -> None:
         try:
@@ -309,8 +311,7 @@ class Run:
             if self.average:
                 averages = read_parts(checkpoint / "average") or values
                 for name, value in self.trained.items():
-                    piece = cut_like(averages[name], value)
-                    self.average.values[name].copy_(piece.to_local() if hasattr(piece, "to_local") else piece)
+                    self.average.values[name].copy_(local(cut_like(averages[name], value)))
         kept = load_tensors(checkpoint / "optimizer.pt")
         if self._deepspeed:
             load_engine(self.system, checkpoint / "pieces")
@@ -351,7 +352,7 @@ class Run:
             raise RuntimeError("a recipe must call Run.backward for every batch before Run.update")
         keys = list(self._values[0])
         rows = torch.stack([torch.stack([row[key] for key in keys]) for row in self._values])
-        stop = torch.tensor([float(self._stop)], device=rows.device)
+        stop = torch.tensor([float(self._asked)], device=rows.device)
         *means, stop_share = self.accelerator.reduce(torch.cat([rows.mean(0), stop]), "mean").tolist()
         self._stop = stop_share > 0
         return dict(zip(keys, means, strict=True))
@@ -454,7 +455,7 @@ class Run:
     @contextmanager
     def _graceful_stop(self) -> Iterator[None]:
         def stop(signum: int, frame: FrameType | None) -> None:
-            self._stop = True
+            self._asked = True
 
         try:
             previous = signal.signal(signal.SIGTERM, stop)

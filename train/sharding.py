@@ -15,6 +15,11 @@ def gathered(tensor: Tensor) -> Tensor:
     return whole.detach().to("cpu", copy=True)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor; any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def cut_like(whole: Tensor, like: Tensor) -> Tensor:
     """A whole tensor as `like` lies: its device, and its pieces where it is sharded."""
     whole = whole.to(like.device)
