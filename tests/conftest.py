@@ -26,3 +26,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_pipeline(size_limits=limits).save_pretrained(folder)
     (folder / "animate.yaml").write_text("size: 32x48\nsteps: 2\nguidance: 1.0\nwindow: 8\noverlap: 2\n")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The largest error of every set and item that parity tests noted, whichever process ran them."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    noted = [value for report in reports for key, value in report.user_properties if key == "largest error"]
+    if noted:
+        terminalreporter.section("largest absolute errors against the official code")
+        for name, item, error, tolerance in noted:
+            terminalreporter.write_line(f"{name:12} {item:20} {error:.2e}  (allowed {tolerance:.0e})")
