@@ -345,7 +345,7 @@ def test_resume_wants_the_same_model_and_every_output(command: list[str], inputs
 def test_list_people(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command[:1], *command[3:5], "--list-people", "people.png"]) == 0
     assert files_in(tmp_path) == ["people.png"]
-    assert "people.png: 1 people" in capsys.readouterr().out
+    assert "people.png: 1 person, numbered" in capsys.readouterr().out
 
 
 def test_list_people_looks_before_it_searches(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -227,6 +227,7 @@ def _list_people(pose_video: Path | None, settings: _Settings, picture: Path, *,
 
     with progress(quiet=as_json) as on_progress:
         people = list_people(driving, picture, config, on_progress)
-    announce(f"{picture}: {len(people)} people, numbered from the left; choose one with --person N")
+    number = "1 person" if len(people) == 1 else f"{len(people)} people"
+    announce(f"{picture}: {number}, numbered from the left; choose one with --person N")
     if as_json:
         emit_json({"picture": picture, "people": people})
