@@ -11,6 +11,8 @@ from diffusers import DDIMScheduler
 from golden_sets import Check, converted, facts, set_names, tensors, worst
 from torch import Tensor
 
+from xdyna.denoise import Predictor, predict_clip
+from xdyna.infer.engine.predict import ExactPredictor
 from xdyna.latents import downgrade_input, initial_latents
 from xdyna.pipeline import XDynaPipeline
 from xdyna.windows import closed_windows
@@ -68,12 +70,14 @@ def test_init_latents(name: str, folder: Path, check: Check) -> None:
 
 @sets
 def test_pipeline_face(name: str, folder: Path, check: Check) -> None:
-    run_and_compare(name, "face", folder, check)
+    """As the command runs it: tests/test_engine.py compares this way with the plain one."""
+    run_and_compare(name, "face", folder, check, ExactPredictor())
 
 
 @sets
 def test_pipeline_noface(name: str, folder: Path, check: Check) -> None:
-    run_and_compare(name, "noface", folder, check)
+    """As the pipeline runs by itself."""
+    run_and_compare(name, "noface", folder, check, predict_clip)
 
 
 @sets
@@ -90,7 +94,7 @@ def test_decode(name: str, folder: Path, check: Check) -> None:
     check(name, "decode", errors, FRAMES_TOLERANCE)
 
 
-def run_and_compare(name: str, kind: str, folder: Path, check: Check) -> None:
+def run_and_compare(name: str, kind: str, folder: Path, check: Check, predictor: Predictor) -> None:
     golden, recorded = tensors(name, "pipeline"), facts(name, "pipeline")
     run, settings = recorded[kind], recorded["pipe"]
     pipe = load_pipeline(name, folder)
@@ -118,6 +122,7 @@ def run_and_compare(name: str, kind: str, folder: Path, check: Check) -> None:
         overlap=overlap,
         schedule="closed",
         window_offsets=run["offsets"],
+        predictor=predictor,
         noise=golden["noise"],
         mask=golden["downgrade.mask"].bool(),
         output_type="pt",
