@@ -112,3 +112,10 @@ def test_broken_json_lines_name_the_line(tmp_path: Path) -> None:
     assert error_of(path).startswith(f"{path} line 2: not JSON")
     assert "cannot be read" in error_of(tmp_path / "none.jsonl")
     assert "cannot be read" in error_of(tmp_path / "none.yaml")
+
+
+def test_a_line_of_json_lines_may_hold_other_line_ends(tmp_path: Path) -> None:
+    entry = {"ref": "a\u2028b.png", "pose_video": "v\u0085.mp4"}
+    (tmp_path / "jobs.jsonl").write_bytes(f"{json.dumps(entry, ensure_ascii=False)}\r\n".encode() * 2)
+    jobs = load_jobs(tmp_path / "jobs.jsonl")
+    assert [job.ref.name for job in jobs] == ["a\u2028b.png"] * 2

@@ -107,7 +107,7 @@ def _read_entries(path: Path) -> tuple[list[Any], dict[str, Any]]:
 
 def _read_json_lines(path: Path) -> list[Any]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold what else ends a line, such as U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     entries = []
