@@ -51,7 +51,8 @@ def test_dry_run_tells_what_a_run_takes_and_writes_nothing(
 ) -> None:
     out = tmp_path / "run"
     args = ["train", "dynamics_adapter", "--base", str(tiny_folder), "--out", str(out), "--dry-run", *TINY]
-    assert main([*args, "--set", "trains=[dynamics_adapter]", "--set", "ema=0.9", "--json"]) == 0
+    args += ["--set", "trains=[dynamics_adapter]", "--set", "ema=0.9", "--set", f"cache={tmp_path / 'cache'}"]
+    assert main([*args, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     from xdyna.train.parts import load_base
 
@@ -64,7 +65,7 @@ def test_dry_run_tells_what_a_run_takes_and_writes_nothing(
     assert memory["weights"] > 4 * report["parameters"] - 1
     assert (report["clips"], report["steps_per_epoch"], report["global_batch"]) == (None, None, 2)
     assert report["settings"]["frames"] == 2
-    assert not out.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_dry_run_counts_epochs(tmp_path: Path) -> None:
@@ -212,6 +213,12 @@ def test_out_of_memory_names_settings_to_lower(tmp_path: Path) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="shapes"), out_of_memory_explained(cfg):
         raise RuntimeError("shapes do not fit")
+
+
+@pytest.mark.parametrize(("batch", "told"), [(5, "batch=1 accumulate=10"), (6, "batch=3 accumulate=4"), (1, None)])
+def test_a_smaller_batch_keeps_the_samples_per_step(tmp_path: Path, batch: int, told: str | None) -> None:
+    first = ways_to_save(small_config(tmp_path, batch=batch, accumulate=2))[0]
+    assert first == (told or "checkpointing=true")
 
 
 def test_ways_to_save_leave_out_what_is_done_already(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from xdyna.data.source import draw_batch
-from xdyna.train.memory import Memory, estimate
+from xdyna.train.memory import estimate
 from xdyna.train.modules import count_parameters, saved_parts
 
 if TYPE_CHECKING:
@@ -47,17 +48,13 @@ def dry_run(run: Run) -> DryRun:
         "recipe": run.recipe,
         "trainable_parameters": trained,
         "parameters": whole,
-        "memory_bytes": {**_as_dict(memory), "total": memory.total},
+        "memory_bytes": {**asdict(memory), "total": memory.total},
         "global_batch": seen,
         "clips": clips,
         "steps_per_epoch": epoch,
         "problems": run.problems,
     }
     return DryRun(report, lines)
-
-
-def _as_dict(memory: Memory) -> dict[str, int]:
-    return dict(vars(memory))
 
 
 def _data_line(clips: int | None, seen: int, epoch: int | None, steps: int) -> str:

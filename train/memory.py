@@ -187,8 +187,8 @@ def ways_to_save(cfg: TrainConfig) -> list[str]:
     """Settings that lower the memory of a run, the most useful first, as they would be set."""
     ways = []
     if cfg.batch > 1:
-        half = cfg.batch // 2
-        ways.append(f"batch={half} accumulate={cfg.accumulate * cfg.batch // half}")
+        less = next(count for count in range(cfg.batch // 2, 0, -1) if cfg.batch % count == 0)  # the same step in all
+        ways.append(f"batch={less} accumulate={cfg.accumulate * cfg.batch // less}")
     if not cfg.checkpointing:
         ways.append("checkpointing=true")
     if cfg.precision == "no":

@@ -90,7 +90,7 @@ class ClipSystem(nn.Module):
         """Where the results of a frozen model are kept, if the recipe wants that."""
         if self.cfg.cache is None or model is None:
             return None
-        return TensorCache(self.cfg.cache / name, model, self.cfg.precision)
+        return TensorCache(self.cfg.cache / name, model, self.cfg.precision, used=not self.cfg.dry_run)
 
     @property
     def device(self) -> torch.device:

@@ -43,7 +43,7 @@ def build(cfg: TrainConfig, *, frames: int, consecutive: bool, face: Face) -> Cl
         group=group,
         seed=cfg.seed,
         held_out=cfg.held_out,
-        skipped=cfg.out / SKIPPED,
+        skipped=None if cfg.dry_run else cfg.out / SKIPPED,
     )
     world = World(**cfg.world.model_dump())
     views = [(_view(name, cut, world), share) for name, share in parts]

@@ -35,15 +35,17 @@ class TensorCache:
         folder: made if missing.
         model: whose results these are; it must not change afterwards.
         note: what else the results depend on, such as the precision of the arithmetic.
+        used: False: the folder is neither made, read nor written, and every result computed.
     Raises:
         UserError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, model: nn.Module, note: str = "") -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, model: nn.Module, note: str = "", *, used: bool = True) -> None:
+        self.folder, self.used = folder, used
         self._made_by = hashlib.sha256(f"{model_hash(model)} {note}".encode()).digest()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if used:
+                folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cache {folder}: cannot be made: {error.strerror or error}") from None
 
@@ -72,6 +74,8 @@ class TensorCache:
         return self.folder / name[:2] / f"{name[2:]}.safetensors"
 
     def _one(self, picture: Array, compute: Callable[[Array], Tensor]) -> Tensor:
+        if not self.used:
+            return compute(picture).detach().cpu().contiguous()
         path = self.path(picture)
         try:
             found: Tensor = load_file(path)["value"]

@@ -238,7 +238,7 @@ class RecordedSource(ABC):
         line = f"left out: {error}"
         logger.warning("%s", line)
         if self.cut.skipped is not None:
-            # A dry run has no folder and a disk may be full; the warning above is out in any case.
+            # The run's folder may not be there yet, the disk full; the warning above is out in any case.
             with suppress(OSError), self.cut.skipped.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
