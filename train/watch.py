@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from xdyna.files import written_whole
 
 
 class Watcher(Protocol):
@@ -104,6 +105,5 @@ def _drop_lines_after(path: Path, step: int) -> None:
             continue
         if entry["step"] <= step:
             kept.append(line + "\n")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    with written_whole(path) as part:
+        part.write_text("".join(kept), encoding="utf-8")
