@@ -104,7 +104,7 @@ def frame_residuals(
     x = controlnet.conv_in(latents) + features
     outputs = [x]
     for block in controlnet.down_blocks:
-        if not hasattr(block, "attentions"):
+        if not getattr(block, "has_cross_attention", False):
             x, own = block(hidden_states=x, temb=temb)
         elif forked > 1:
             x, own = fork_in_block(block, x, temb, attention, forked)
@@ -112,10 +112,13 @@ def frame_residuals(
         else:
             x, own = block(hidden_states=x, temb=temb, **attention)
         outputs += own
-    x, temb = repeat_rows(x, forked), repeat_rows(temb, forked)
-    outputs.append(controlnet.mid_block(x, temb, **attention))
+    if getattr(controlnet.mid_block, "has_cross_attention", False):
+        outputs.append(controlnet.mid_block(repeat_rows(x, forked), repeat_rows(temb, forked), **attention))
+    else:
+        outputs.append(controlnet.mid_block(x, temb))
     heads = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
-    return [repeat_rows(head(x) * scale, len(outputs[-1]) // len(x)) for head, x in zip(heads, outputs, strict=True)]
+    rows = halves * len(latents)
+    return [repeat_rows(head(x) * scale, rows // len(x)) for head, x in zip(heads, outputs, strict=True)]
 
 
 def sum_residuals(parts: Sequence[Residuals]) -> Residuals:

@@ -1,17 +1,20 @@
 """The engine's prediction against the plain one: the same numbers with fewer evaluations."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import small_controlnet
 from tiny_models import tiny_inputs, tiny_pipeline
 from torch import Tensor, nn
 
-from xdyna import XDynaPipeline
+from xdyna import SFaceControlNet, XDynaPipeline
 from xdyna.adapters.reference_net import ReferenceNet
 from xdyna.controlnets.residuals import condition_features, control_residuals, frame_residuals
 from xdyna.denoise import predict_clip
@@ -21,8 +24,6 @@ from xdyna.windows import make_windows
 
 CALL_TOLERANCE = 1e-5  # of one call of the UNet
 CLIP_TOLERANCE = 1e-3  # of the final latents
-#: A clip of several windows.
-LONG = {"num_frames": 11, "window": 4, "overlap": 2}
 MODELS: dict[str, dict[str, Any]] = {
     "pooled": {},
     "per frame": {"pool_group_norm": False},
@@ -197,10 +198,14 @@ def test_progress_within_a_step(pipelines: dict[str, XDynaPipeline]) -> None:
     assert told == [(2, 5), (4, 5), (5, 5)] * 2
 
 
-def test_frame_residuals_are_the_controlnets(pipelines: dict[str, XDynaPipeline]) -> None:
-    net = pipelines["pooled"].face_controlnet
+@pytest.mark.parametrize("attention", ["everywhere", "in the middle", "nowhere"])
+def test_frame_residuals_are_the_controlnets(attention: str) -> None:
+    shape: dict[str, Any] = {} if attention == "everywhere" else {"down_block_types": ("DownBlock2D", "DownBlock2D")}
+    if attention == "nowhere":
+        shape["mid_block_type"] = "UNetMidBlock2D"
+    net = small_controlnet(SFaceControlNet, 7, **shape)
     source = torch.Generator().manual_seed(1)
-    latents, maps = (torch.randn(1, *s, generator=source) for s in ((4, 3, 12, 8), (6, 3, 48, 32)))
+    latents, maps = (torch.randn(1, *s, generator=source) for s in ((4, 3, 12, 8), (6, 3, 24, 16)))
     text = torch.randn(2, 4, 16, generator=source)
     with torch.no_grad():
         plain = control_residuals(net, latents.repeat(2, 1, 1, 1, 1), torch.tensor(7), text, maps, 0.3)
@@ -218,6 +223,15 @@ def test_a_controlnet_that_reads_more_is_refused(pipelines: dict[str, XDynaPipel
             frame_residuals(net, torch.zeros(1, 4, 8, 8), torch.tensor(7), torch.zeros(1, 4, 16), torch.zeros(1))
     finally:
         net.register_to_config(global_pool_conditions=False)
+
+
+def test_the_example_of_the_page_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).resolve().parents[1]
+    (code,) = re.findall(r"```python\n(.*?)```", (root / "docs" / "engine.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(root)
+    found: dict[str, Any] = {}
+    exec(compile(code, "docs/engine.md", "exec"), found)
+    assert len(found["frames"]) == 20
 
 
 @settings(deadline=None)
