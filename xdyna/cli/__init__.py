@@ -23,7 +23,7 @@ from xdyna.errors import UserError
 
 #: Sub-commands in the order of the help: each is a module of this package with `app` (a Typer) or a function of its
 #: own name.
-COMMANDS = ("animate", "preprocess", "convert", "models", "train", "data")
+COMMANDS = ("animate", "preprocess", "convert", "models", "info", "train", "data", "bench")
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
