@@ -102,7 +102,7 @@ def prepare(
     reference_tracks: Tracks | None = None,
     pose_maps: Frames | None = None,
     face: bool = True,
-    face_finder: FaceFinder | None = None,
+    face_finder: FaceFinder | Callable[[], FaceFinder] | None = None,
     align: Literal["auto", "none", "affine", "bones"] = "auto",
     smooth: bool = True,
     start_at_best: bool = False,
@@ -122,7 +122,8 @@ def prepare(
         reference_tracks: one frame, in pixels of `reference`.
         pose_maps: an already drawn skeleton clip in step with `driving`; it is fitted, not aligned.
         face: whether to make face maps; without any face in the clip a warning takes their place.
-        face_finder: finds face points where the tracks have none; MediaPipe's mesh if not given.
+        face_finder: finds face points where the tracks have none, or a function that opens what does once it is
+            needed; MediaPipe's mesh if not given.
         align: see `xdyna.preprocess.align`; `auto` is `bones` where the two bodies can be compared, else `none`.
         smooth: fill short gaps and filter jitter in what the detector found (not in tracks from a file).
         start_at_best: leave out driving frames in front of the one whose pose is nearest the photo's.
@@ -242,12 +243,12 @@ class _Task:
     def _cropped(self, tracks: Tracks) -> Tracks:
         return crop_tracks(tracks, ratio_crop(tracks.size_wh, self.size_wh, UPPER), self.size_wh)
 
-    def find_faces(self, tracks: Tracks, start: int, finder: FaceFinder | None) -> Tracks:
+    def find_faces(self, tracks: Tracks, start: int, finder: FaceFinder | Callable[[], FaceFinder] | None) -> Tracks:
         """Fill in face points unless the tracks have some, which then come from truth or from the detector."""
         if self.driving is None or (tracks.face_conf >= FOUND).any():
             return tracks
         try:
-            opened = FaceMesh() if finder is None else nullcontext(finder)
+            opened = FaceMesh() if finder is None else nullcontext(finder() if callable(finder) else finder)
         except UserError as error:  # without MediaPipe the body is followed all the same
             self.warnings.append(str(error))
             return tracks
@@ -313,7 +314,7 @@ class _Task:
         pose_maps: Frames,
         tracks: Tracks | None,
         face: bool,
-        finder: FaceFinder | None,
+        finder: FaceFinder | Callable[[], FaceFinder] | None,
         num_frames: int | None,
     ) -> Prepared:
         """Pose maps that somebody drew; the face maps are cut at the same place of the driving clip."""
