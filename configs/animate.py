@@ -36,6 +36,16 @@ def read_dtype(value: Any) -> Any:
     return {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(value, value)
 
 
+def read_batch(value: Any) -> Any:
+    """Text other than ``auto`` is a whole number."""
+    if isinstance(value, str) and value != "auto":
+        try:
+            return int(value)
+        except ValueError:
+            raise ValueError("wanted a whole number, or auto") from None
+    return value
+
+
 def read_start(value: Any) -> Any:
     """Text other than ``auto`` is a number of seconds."""
     if isinstance(value, str) and value != "auto":
@@ -47,6 +57,7 @@ def read_start(value: Any) -> Any:
 
 
 SizeWH = Annotated[tuple[int, int], BeforeValidator(read_size), AfterValidator(_check_size)]
+Batch = Annotated[Annotated[int, Field(ge=1, le=1024)] | Literal["auto"], BeforeValidator(read_batch)]
 Scale = Annotated[float, Field(ge=0.0, le=10.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -95,6 +106,12 @@ class AnimateConfig(Config):
     overlap: Annotated[int, Field(ge=0)] | None = None  # driving frames
     # How the video is cut into windows; None: the model's own way.
     schedule: Literal["open", "closed", "grid"] | None = None
+
+    # How the work is done. Batches change speed and memory, and results only by rounding.
+    window_batch: Batch = "auto"  # windows per call of the networks; auto: by free memory
+    vae_batch: Batch = "auto"  # frames per call of the VAE; auto: by free memory
+    deterministic: bool = False  # batches of one size: then neither of these changes a byte
+    near_reference: bool = False  # the reference once a step where the model's norm is pooled over frames; inexact
 
     # How much each part counts, and over which part of the denoising.
     adapter_scale: Scale = 1.0

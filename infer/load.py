@@ -56,6 +56,41 @@ class ModelChoice:
         return load_config(AnimateConfig, self.preset)
 
     @cached_property
+    def index(self) -> dict[str, Any]:
+        """What the folder says that the model is made of.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return _read_json(self.folder / INDEX)
+
+    def has(self, part: str) -> bool:
+        """Whether the model has an optional part, such as `face_controlnet`; known before anything is loaded."""
+        named = self.index.get(part)
+        return isinstance(named, list) and named[:1] != [None]
+
+    def check_size(self, size_wh: tuple[int, int]) -> bool:
+        """Refuse a size that the model does not take, before anything is loaded.
+
+        Returns:
+            False where the folder does not say; loading it tells what is wrong with it then.
+        Raises:
+            UserError: another size than it takes.
+        """
+        from xdyna.inputs import SizeLimits
+
+        try:
+            levels = _read_json(self.folder / "vae" / "config.json")["block_out_channels"]
+            limits = SizeLimits.build(self.index.get("size_limits"), 2 ** (len(levels) - 1))
+        except (UserError, ValueError, KeyError, TypeError):
+            return False
+        try:
+            limits.check(size_wh)
+        except ValueError as error:
+            raise UserError(f"--size: {error}; --upscale N enlarges the result") from None
+        return True
+
+    @cached_property
     def sha256(self) -> str:
         """One hash over the names and contents of all weight files, in the order of their names."""
         total = hashlib.sha256()
@@ -108,7 +143,7 @@ def _folder_choice(name: str) -> ModelChoice:
         raise UserError(f"{folder}: is a file, wanted a model folder; `xdyna convert` makes one from checkpoints")
     if not is_model(folder):
         raise UserError(f"{folder}: has no {INDEX}, wanted a model folder as `xdyna convert` writes it")
-    kind = _read_index(folder).get("_class_name")
+    kind = _read_json(folder / INDEX).get("_class_name")
     if kind != _PIPELINE_CLASS:
         raise UserError(f"{folder}: holds a {kind}, wanted an {_PIPELINE_CLASS}; `xdyna convert` makes one")
     if folder.resolve() == EMBEDDED.resolve():
@@ -118,14 +153,14 @@ def _folder_choice(name: str) -> ModelChoice:
     return ModelChoice(folder.resolve().name, folder, f"the folder {folder}", find_preset(preset))
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / INDEX}: cannot be read as JSON: {error}") from None
-    if not isinstance(index, dict):
-        raise UserError(f"{folder / INDEX}: holds a {type(index).__name__}, wanted a mapping")
-    return index
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds a {type(values).__name__}, wanted a mapping")
+    return values
 
 
 def _file_sha256(file: Path) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -15,17 +15,26 @@ from numpy.typing import NDArray
 
 from xdyna.configs.animate import AnimateConfig
 from xdyna.errors import UserError
+from xdyna.infer.found import Found
 from xdyna.photo import read_photo
 from xdyna.preprocess.crop import UPPER, fit, ratio_crop
-from xdyna.preprocess.detect import TracksDetector, build_detector, tracks_beside
+from xdyna.preprocess.detect import PoseDetector, TracksDetector, build_detector, tracks_beside
 from xdyna.preprocess.prepare import Prepared, prepare
 from xdyna.preprocess.tracks import Tracks
 from xdyna.video import AudioCut, VideoReader
 
 Image = NDArray[np.uint8]
 OnProgress = Callable[[str, int, int], None]
+#: What decides, with the files, which frames a detector sees and what it finds in them.
+_DRIVER_SETTINGS = ("detector", "person", "start", "fps", "stride", "frames", "device")
+#: Called with the level and the line of a notice or a warning.
+Say = Callable[[int, str], None]
 
 logger = logging.getLogger("xdyna")
+
+
+def _log(level: int, line: str) -> None:
+    logger.log(level, "%s", line)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,24 +89,26 @@ class Sources:
         assert self.tracks is not None
         return Fraction(self.tracks.fps).limit_denominator(1001)
 
-    def prepare(self, config: AnimateConfig, *, face: bool, on_progress: OnProgress) -> Prepared:
-        """Find pose and face, align, and draw what the model reads. Warnings are logged.
+    def prepare(
+        self, config: AnimateConfig, *, face: bool, on_progress: OnProgress, found: Found | None = None, say: Say = _log
+    ) -> Prepared:
+        """Find pose and face, align, and draw what the model reads.
 
+        Args:
+            config: with the model's defaults filled in.
+            face: make face maps.
+            on_progress: called with stage, done and total.
+            found: what was found for earlier jobs; it takes up what is found now.
+            say: called with level and line of each notice and warning, which are logged by default.
         Raises:
             UserError: no person, a damaged video.
         """
+        face_finder = found.open_faces if found else None
+        found = found or Found()
         detector = None
         if self.driving is not None and (self.pose_maps is None or face):
-            detector, announcement = build_detector(
-                config.detector,
-                video=self.driving.path,
-                tracks=config.tracks,
-                dwpose_files=config.dwpose_files,
-                person=config.person,
-                start_s=start_seconds(config),
-                device=detector_device(config),
-            )
-            logger.info("%s", announcement)
+            detector, announcement = self._driver_detector(self.driving.path, config, found)
+            say(logging.INFO, announcement)
         aligns = self.pose_maps is None and (config.align != "none" or config.start == "auto")
         prepared = prepare(
             self.photo,
@@ -105,9 +116,10 @@ class Sources:
             self.driving,
             detector=detector,
             tracks=self.tracks,
-            reference_tracks=self._photo_tracks(config, on_progress) if aligns else None,
+            reference_tracks=self._photo_tracks(config, on_progress, found, say) if aligns else None,
             pose_maps=self.pose_maps,
             face=face,
+            face_finder=face_finder,
             align=config.align if self.pose_maps is None else "none",
             smooth=config.smooth,
             start_at_best=config.start == "auto",
@@ -116,27 +128,62 @@ class Sources:
             on_progress=on_progress,
         )
         for line in prepared.warnings:
-            logger.warning("%s", line)
+            say(logging.WARNING, line)
         return prepared
 
-    def _photo_tracks(self, config: AnimateConfig, on_progress: OnProgress) -> Tracks:
+    def content(self, config: AnimateConfig, found: Found) -> tuple[Hashable, ...]:
+        """What `prepare` gives depends on this and on whether it makes face maps."""
+        driving = None if self.driving is None else self.driving.path
+        files = (
+            self.photo_path, driving, config.pose_maps, self.tracks_path, config.dwpose_det,
+            config.dwpose_pose, tracks_beside(self.photo_path),
+        )  # fmt: skip
+        names = (*_DRIVER_SETTINGS, "size", "smooth", "align", "official_maps")
+        # Names are part of it because announcements and warnings tell them.
+        return (*((str(path), found.sha256(path)) for path in files), *(getattr(config, name) for name in names))
+
+    def _driver_detector(self, path: Path, config: AnimateConfig, found: Found) -> tuple[PoseDetector, str]:
+        def build() -> tuple[PoseDetector, str]:
+            return build_detector(
+                config.detector,
+                video=path,
+                tracks=config.tracks,
+                dwpose_files=config.dwpose_files,
+                person=config.person,
+                start_s=start_seconds(config),
+                device=detector_device(config),
+            )
+
+        if self.tracks_path is not None:
+            return build()
+        files = (path, config.dwpose_det, config.dwpose_pose)
+        key = (*(found.sha256(file) for file in files), *(getattr(config, name) for name in _DRIVER_SETTINGS))
+        return found.detector(("driver", *key), build)
+
+    def _photo_tracks(self, config: AnimateConfig, on_progress: OnProgress, found: Found, say: Say) -> Tracks:
         """The person in the photo, one frame; empty, with confidence 0, where nobody is found."""
         size_wh = (self.photo.shape[1], self.photo.shape[0])
         on_progress("photo", 0, 1)
         # The driver's tracks file says nothing about the photo: it may have one of its own beside it.
         name = "auto" if config.detector == "tracks" or tracks_beside(self.photo_path) else config.detector
-        try:
-            detector, _ = build_detector(
+
+        def build() -> tuple[PoseDetector, str]:
+            return build_detector(
                 name, video=self.photo_path, dwpose_files=config.dwpose_files, device=detector_device(config)
             )
-            found = detector.detect([self.photo], fps=1.0)
+
+        hashes = [found.sha256(file) for file in (self.photo_path, config.dwpose_det, config.dwpose_pose)]
+        try:
+            key = ("photo", *hashes, name, config.device)
+            detector, _ = build() if tracks_beside(self.photo_path) else found.detector(key, build)
+            tracks = detector.detect([self.photo], fps=1.0)
         except UserError as error:
             if config.align not in ("auto", "none"):
                 raise
-            logger.warning("%s", error)
-            found = Tracks.empty(1, size_wh, 1.0)
+            say(logging.WARNING, str(error))
+            tracks = Tracks.empty(1, size_wh, 1.0)
         on_progress("photo", 1, 1)
-        return found
+        return tracks
 
     def sound(self, prepared: Prepared) -> AudioCut | None:
         """The driving video's sound from the first frame that is used."""

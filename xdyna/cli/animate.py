@@ -84,6 +84,19 @@ def animate(
     ] = None,
     pose_scale: Annotated[float | None, option("--pose-scale", "Strength of the pose (default 1).", MODEL)] = None,
     face_scale: Annotated[float | None, option("--face-scale", "Strength of the face (default 1).", MODEL)] = None,
+    window_batch: Annotated[
+        str | None, option("--window-batch", "Windows computed at once, a number or auto (default auto).", MODEL)
+    ] = None,
+    vae_batch: Annotated[
+        str | None, option("--vae-batch", "Frames decoded at once, a number or auto (default auto).", MODEL)
+    ] = None,
+    deterministic: Annotated[
+        bool | None, option("--deterministic", "Batches of one size: the same bytes for any --*-batch.", MODEL)
+    ] = None,
+    near_reference: Annotated[
+        bool | None,
+        option("--near-reference", "The reference once a step; for models with pooled norm, inexact.", MODEL),
+    ] = None,
     lora: Annotated[list[str] | None, option("--lora", "LoRA file, FILE or FILE:scale; repeatable.", MODEL)] = None,
     prompt: Annotated[str | None, option("--prompt", "Text for the model (default empty).", MODEL)] = None,
     negative_prompt: Annotated[str | None, option("--negative-prompt", "What to avoid (default empty).", MODEL)] = None,
@@ -183,30 +196,31 @@ def _animate_one(job: AnimateJob, *, as_json: bool, resume: bool) -> None:
 
 
 def _animate_all(jobs: list[Job], settings: _Settings, folder: Path, *, as_json: bool, resume: bool) -> None:
-    """Run all jobs of a manifest; one that fails is reported and the others go on."""
-    from xdyna.infer.animate import animate as run
+    """Run all jobs of a manifest on one model; one that fails is reported and the others go on."""
     from xdyna.infer.animate import finished
+    from xdyna.infer.session import Session
 
     outputs = outputs_of(jobs, folder)
     reports: list[dict[str, Any]] = []
     num_failed = 0
-    for number, (job, output) in enumerate(zip(jobs, outputs, strict=True), 1):
-        announce(f"job {number} of {len(jobs)}: {output}")
-        try:
-            animate_job = _job(job, settings, output)
-            if resume and (done := finished(animate_job)):
-                announce(f"{output}: finished by an earlier run")
-                reports.append({**done, "skipped": True})
-                continue
-            _make_folder(output.parent)
-            with progress(quiet=as_json) as on_progress:
-                result = run(animate_job, on_progress)
-            announce(result.summary())
-            reports.append(result.report())
-        except UserError as error:
-            num_failed += 1
-            fail(f"{job.origin}: {error}")
-            reports.append({"output": output, "error": str(error)})
+    with Session() as session:
+        for number, (job, output) in enumerate(zip(jobs, outputs, strict=True), 1):
+            announce(f"job {number} of {len(jobs)}: {output}")
+            try:
+                animate_job = _job(job, settings, output)
+                if resume and (done := finished(animate_job)):
+                    announce(f"{output}: finished by an earlier run")
+                    reports.append({**done, "skipped": True})
+                    continue
+                _make_folder(output.parent)
+                with progress(quiet=as_json) as on_progress:
+                    result = session.run(animate_job, on_progress)
+                announce(result.summary())
+                reports.append(result.report())
+            except UserError as error:
+                num_failed += 1
+                fail(f"{job.origin}: {error}")
+                reports.append({"output": output, "error": str(error)})
     if as_json:
         emit_json({"jobs": reports, "failed": num_failed})
     if num_failed:

@@ -1,0 +1,315 @@
+"""A model kept over many jobs, with what the jobs share."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from xdyna.configs.animate import AnimateConfig
+from xdyna.errors import UserError
+from xdyna.infer.animate import AnimateJob, OnProgress, Result
+from xdyna.infer.finish import Finisher
+from xdyna.infer.found import Found
+from xdyna.infer.kept import Kept, array_sha256, folder_stamp
+from xdyna.infer.load import (
+    ModelChoice,
+    build_scheduler,
+    choose_device,
+    choose_dtype,
+    choose_model,
+    load_pipeline,
+    split_lora,
+)
+from xdyna.infer.sources import Sources
+from xdyna.infer.threads import Meanwhile, Tell
+from xdyna.infer.write import Clip, write_clip
+from xdyna.preprocess.prepare import Prepared
+from xdyna.video import check_output
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from xdyna.pipeline import XDynaPipeline
+
+logger = logging.getLogger("xdyna")
+
+
+@dataclass
+class _Loaded:
+    """A model on its device, and what it made of photos and prompts so far.
+
+    Attributes:
+        key: what it was loaded from: another key is another model.
+        choice: why it was chosen.
+        pipe: the pipeline.
+        scheduler: its own; each job gets a new one.
+        references: clean latents of a photo, by its pixels at the model's size and by seed.
+        prompts: text embeddings.
+        images: hidden states of the image encoder, by the photo's pixels.
+    """
+
+    key: Hashable
+    choice: ModelChoice
+    pipe: XDynaPipeline
+    scheduler: Any
+    references: Kept[Tensor] = field(default_factory=lambda: Kept(32))
+    prompts: Kept[Tensor] = field(default_factory=lambda: Kept(32))
+    images: Kept[tuple[Tensor, Tensor | None]] = field(default_factory=lambda: Kept(16))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """The last clip that was prepared, with what was said meanwhile."""
+
+    key: Hashable
+    prepared: Prepared
+    said: list[tuple[int, str]]
+
+
+class Session:
+    """Runs jobs one after the other. The same job writes the same bytes in any session, whatever ran before it.
+
+    One model is kept, the last. What was found in photos and driving videos, reference latents and embeddings are kept
+    for the jobs after, by content and up to a number of each.
+
+    Args:
+        overlap: find poses while the model loads and write frames while the next are decoded; off, one thing is done
+            after the other.
+    """
+
+    def __init__(self, *, overlap: bool = True) -> None:
+        self._overlap = overlap
+        self._found = Found()
+        self._loaded: _Loaded | None = None
+        self._drawn: _Drawn | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the model and of all that is kept."""
+        self._loaded = self._drawn = None
+        self._found.close()
+        self._found = Found()
+
+    def run(self, job: AnimateJob, on_progress: OnProgress = lambda stage, done, total: None) -> Result:
+        """Run one job; see `xdyna.infer.animate.animate`."""
+        began_s = time.monotonic()
+        sources = Sources.open(job.reference, job.driving, job.config)
+        choice = choose_model(job.config.model)
+        config = job.config.with_model_defaults(choice.defaults())
+        finish = Finisher(config.sampling().size_wh, config.upscale, config.watermark)
+        _check_outputs(job, sources, finish.size_wh)
+        device = choose_device(config.device)
+        with _full_memory_told(config, device):
+            # What the model refuses anyway is not prepared; what loads networks of its own with torch waits for ours.
+            beside = self._overlap and choice.check_size(config.sampling().size_wh)
+            beside = beside and config.detector != "controlnet-aux"
+            prepare = partial(self._prepare, sources, config, _wants_face(choice, config), on_progress)
+            with Meanwhile(prepare, beside=beside) as preparing:
+                on_progress("load model", 0, 1)
+                loaded = self._load(choice, config, device)
+                _check_settings(loaded.pipe, config)
+                on_progress("load model", 1, 1)
+                logger.info("%s", choice.announcement)
+                prepared = preparing.result()
+            config = _with_batches(config, loaded.pipe)
+            latents = _denoise(loaded, config, sources, prepared, on_progress)
+            clip = Clip(job, config, loaded.choice, sources, prepared, finish, loaded.pipe, latents)
+            return write_clip(clip, on_progress, began_s, beside=self._overlap)
+
+    def _load(self, choice: ModelChoice, config: AnimateConfig, device: torch.device) -> _Loaded:
+        """The model of a config with a scheduler as good as new: the one that is loaded, or another in its place."""
+        dtype = choose_dtype(config.dtype, device)
+        loras = [split_lora(text) for text in config.lora]
+        key = (
+            str(choice.folder.resolve()), folder_stamp(choice.folder), str(device), str(dtype),
+            tuple((str(path.resolve()), scale, path.stat().st_mtime_ns, path.stat().st_size) for path, scale in loras),
+        )  # fmt: skip
+        if self._loaded is None or self._loaded.key != key:
+            self._loaded = None  # two do not fit where one just does
+            pipe = load_pipeline(choice, config.model_copy(update={"scheduler": None}), device, dtype)
+            self._loaded = _Loaded(key, choice, pipe, pipe.scheduler)
+        loaded = self._loaded
+        fresh = type(loaded.scheduler).from_config(loaded.scheduler.config)
+        loaded.pipe.scheduler = fresh if config.scheduler is None else build_scheduler(config.scheduler, fresh)
+        return loaded
+
+    def _prepare(
+        self, sources: Sources, config: AnimateConfig, face: bool, on_progress: OnProgress, tell: Tell
+    ) -> Prepared:
+        """What the model reads: drawn for the job before where nothing of it differs, else drawn now."""
+        key = (*sources.content(config, self._found), face)
+        if self._drawn is None or self._drawn.key != key:
+            self._drawn = None
+            said: list[tuple[int, str]] = []
+
+            def say(level: int, line: str) -> None:
+                said.append((level, line))
+                tell(partial(logger.log, level, "%s", line))
+
+            def progress(stage: str, done: int, total: int) -> None:
+                tell(partial(on_progress, stage, done, total))
+
+            prepared = sources.prepare(config, face=face, on_progress=progress, found=self._found, say=say)
+            self._drawn = _Drawn(key, prepared, said)
+        else:
+            for level, line in self._drawn.said:
+                tell(partial(logger.log, level, "%s", line))
+        return self._drawn.prepared
+
+
+@contextmanager
+def _full_memory_told(config: AnimateConfig, device: torch.device) -> Iterator[None]:
+    """Say which setting to lower when the device's memory runs out."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        sampling = config.sampling()
+        width, height = sampling.size_wh
+        batch = "" if config.window_batch == 1 else "take --window-batch 1, "
+        raise UserError(
+            f"--device {device}: out of memory at {width}x{height} px with windows of {sampling.window} frames; "
+            f"{batch}lower --size or --window, or take --dtype float16"
+        ) from None
+
+
+def _check_outputs(job: AnimateJob, sources: Sources, size_wh: tuple[int, int]) -> None:
+    """Look at every place that will be written before any work is done."""
+    for path in job.outputs:
+        check_output(path, job.config.codec, sources.fps, job.inputs, size_wh=size_wh)
+    if job.config.save_maps is not None:
+        sources.check_map_places(job.config.save_maps, job.inputs)
+
+
+def _check_settings(pipe: XDynaPipeline, config: AnimateConfig) -> None:
+    """Refuse, in the user's terms, what this model cannot do."""
+    sampling = config.sampling()
+    try:
+        pipe.check_size(*sampling.size_wh)
+    except ValueError as error:
+        raise UserError(f"--size: {error}; --upscale N enlarges the result") from None
+    longest = pipe.unet.config.motion_max_seq_length
+    if sampling.window > longest:
+        raise UserError(f"--window: got {sampling.window} frames, this model takes at most {longest}")
+    finest = pipe.scheduler.config.num_train_timesteps - 1
+    if sampling.steps > finest:
+        raise UserError(f"--steps: got {sampling.steps}, this model takes at most {finest}")
+    for name in ("prompt", "negative_prompt"):
+        if getattr(config, name) and pipe.tokenizer is None:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: this model has no text encoder and takes no prompt; leave it out")
+    if config.face and pipe.face_controlnet is None:
+        raise UserError("--face: this model has no face ControlNet; leave it out")
+    if config.adapter_scale != 1 and pipe.dynamics_adapter is None:
+        raise UserError("--adapter-scale: this model has no Dynamics-Adapter; leave it out")
+    if config.near_reference and pipe.dynamics_adapter is None:
+        raise UserError("--near-reference: this model has no Dynamics-Adapter; leave it out")
+    if config.near_reference and not pipe.unet.config.pool_group_norm:
+        raise UserError(
+            "--near-reference: this model's norm is per frame, so its reference runs once a step anyway, exactly; "
+            "leave it out"
+        )
+
+
+def _wants_face(choice: ModelChoice, config: AnimateConfig) -> bool:
+    return choice.has("face_controlnet") and config.face is not False and config.face_scale > 0
+
+
+def _with_batches(config: AnimateConfig, pipe: XDynaPipeline) -> AnimateConfig:
+    """The config with the batches that `auto` means here, so that the record repeats the run."""
+    from xdyna.infer.engine.plan import plan_batches
+
+    windows, frames = plan_batches(config, pipe)
+    return config.model_copy(update={"window_batch": windows, "vae_batch": frames})
+
+
+def _denoise(
+    loaded: _Loaded, config: AnimateConfig, sources: Sources, prepared: Prepared, on_progress: OnProgress
+) -> Tensor:
+    """The clip's latents, [1, C, F, h, w]."""
+    import torch
+
+    from xdyna.infer.engine.predict import ExactPredictor
+
+    pipe, sampling, window_batch = loaded.pipe, config.sampling(), config.window_batch
+    assert window_batch != "auto"
+    on_progress("denoise", 0, sampling.steps)
+
+    def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_progress("denoise", step + 1, pipe.num_timesteps)
+        return {}
+
+    output: Any = pipe(
+        None,
+        prepared.pose_maps,
+        prepared.face_maps,
+        **_embeddings(loaded, config, sources, prepared),
+        width=sampling.size_wh[0],
+        height=sampling.size_wh[1],
+        num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance,
+        generator=torch.Generator("cpu").manual_seed(config.seed),
+        pose_scale=config.pose_scale,
+        face_scale=config.face_scale,
+        adapter_scale=config.adapter_scale,
+        control_guidance_start=(config.pose_start, config.face_start),
+        control_guidance_end=(config.pose_end, config.face_end),
+        window=sampling.window,
+        overlap=sampling.overlap,
+        schedule=config.schedule,
+        window_batch=window_batch,
+        output_type="latent",
+        callback_on_step_end=after_step,
+        predictor=ExactPredictor(deterministic=config.deterministic, near_reference=config.near_reference),
+    )
+    latents: Tensor = output.frames
+    if not torch.isfinite(latents).all():
+        raise UserError(
+            f"the model gave NaN or infinite values with --dtype {config.dtype} and --scheduler {config.scheduler}; "
+            "try --dtype float32"
+        )
+    return latents
+
+
+def _embeddings(loaded: _Loaded, config: AnimateConfig, sources: Sources, prepared: Prepared) -> dict[str, Any]:
+    """What the pipeline would encode itself, with the same random numbers: each is encoded once in a session."""
+    import torch
+
+    pipe, sampling = loaded.pipe, config.sampling()
+    guided = sampling.guidance > 1
+
+    def reference() -> Tensor:
+        generator = torch.Generator("cpu").manual_seed(config.seed)
+        return pipe.encode_reference(prepared.reference, sampling.size_wh, generator)
+
+    def prompt(text: str, name: str) -> Tensor:
+        return loaded.prompts.fetch(text, lambda: pipe.encode_prompt(text or None, name))
+
+    values: dict[str, Any] = {
+        "reference_latents": loaded.references.fetch(
+            (array_sha256(prepared.reference), sampling.size_wh, config.seed), reference
+        ),
+        "prompt_embeds": prompt(config.prompt, "prompt"),
+        "negative_prompt_embeds": prompt(config.negative_prompt, "negative_prompt") if guided else None,
+    }
+    if pipe.image_prompt is not None:
+        key = (array_sha256(sources.photo), guided)
+        values["image_embeds"], values["negative_image_embeds"] = loaded.images.fetch(
+            key, lambda: pipe.encode_image(sources.photo, negative=guided)
+        )
+    return values
