@@ -1,0 +1,1 @@
+"""Measuring our way of denoising against others, on the same networks."""
