@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xdyna.attention import ReferenceCache, spatial_sites
-from xdyna.denoise import Conditioning, blend_windows
+from xdyna.controlnets.residuals import Residuals
+from xdyna.denoise import Conditioning, Control, blend_windows
 from xdyna.infer.engine.residuals import Features, OnWindow, StepResiduals, shown_later
 from xdyna.unet import XDynaUNet
 
@@ -85,10 +86,8 @@ class ExactPredictor:
         tokens = torch.cat([text, image_tokens], dim=1).to(unet.dtype)
         controls = {i: c for i, c in enumerate(conditioning.controls) if c.is_on(step, num_steps)}
         different = text if guided and not torch.equal(text[0], text[1]) else text[:1]
-        residuals = StepResiduals(
-            controls, latents, timestep, different, job.features, len(windows[0]), fixed=self.deterministic
-        )
-        references = _StepReference(unet, job, timestep, tokens, near=self.near_reference)
+        residuals = self._residuals(controls, latents, timestep, different, job.features, len(windows[0]))
+        references = self._reference(unet, job, timestep, tokens)
         groups = [windows[first : first + size] for first in range(0, len(windows), size)]
         later = shown_later(groups)
         done = 0
@@ -96,21 +95,14 @@ class ExactPredictor:
         def predict(group: Sequence[Sequence[int]]) -> Tensor:
             nonlocal done
             cache = references.cache()
-            extra = residuals.window(group, reference=cache is None) if controls else None
-            residuals.keep(later[done])
             rows = torch.cat([latents[:, :, list(window)] for window in group]).to(unet.dtype)  # [W, C, n, h, w]
             if cache is None:
                 first = conditioning.reference_latents.to(rows).expand(len(rows), -1, -1, -1, -1)
                 rows = torch.cat([first, rows], dim=2)
-            predicted = unet(
-                rows,
-                timestep,
-                encoder_hidden_states=tokens.repeat_interleave(len(group), dim=0),
-                down_block_additional_residuals=extra.down if extra else None,
-                mid_block_additional_residual=extra.mid if extra else None,
-                reference_cache=cache,
-                record=references.record,
-            ).sample
+            added = residuals.window(group, reference=cache is None) if controls else None
+            residuals.keep(later[done])
+            context = tokens.repeat_interleave(len(group), dim=0)
+            predicted = self._run(unet, rows, timestep, context, group, added, (cache, references.record))
             references.take(len(group))
             done += 1
             if self.on_window is not None:
@@ -120,8 +112,60 @@ class ExactPredictor:
 
         return blend_windows(predict, latents, windows, weights, guidance_scale, size)
 
+    def _residuals(
+        self,
+        controls: dict[int, Control],
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        features: Features,
+        run: int,
+    ) -> StepResiduals:
+        """The ControlNets' part in a step; arguments of `StepResiduals`."""
+        return StepResiduals(controls, latents, timestep, text, features, run, fixed=self.deterministic)
 
-class _StepReference:
+    def _reference(self, unet: XDynaUNet, job: _Job, timestep: Tensor, tokens: Tensor) -> StepReference:
+        """The reference's part in a step; arguments of `StepReference`."""
+        return StepReference(unet, job, timestep, tokens, near=self.near_reference)
+
+    def _run(
+        self,
+        unet: XDynaUNet,
+        rows: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        group: Sequence[Sequence[int]],
+        added: Residuals | None,
+        keys: tuple[ReferenceCache | None, ReferenceCache | None],
+    ) -> Tensor:
+        """One call of the UNet.
+
+        Args:
+            unet: with its adapters attached.
+            rows: of W windows, [W, C, n (+ 1), h, w]; with the reference as frame 0 where no keys are given.
+            timestep: of the step.
+            context: text and image tokens, [k*W, T + n, D].
+            group: frames of each window.
+            added: residuals of the ControlNets that are on.
+            keys: the reference's keys and values, and what to record them in.
+
+        Returns:
+            [k*W, C, n (+ 1), h, w].
+        """
+        cache, record = keys
+        sample: Tensor = unet(
+            rows,
+            timestep,
+            encoder_hidden_states=context,
+            down_block_additional_residuals=added.down if added else None,
+            mid_block_additional_residual=added.mid if added else None,
+            reference_cache=cache,
+            record=record,
+        ).sample
+        return sample
+
+
+class StepReference:
     """Where a step's windows get the reference's keys and values from, if not from a frame of their own.
 
     Args:
