@@ -179,7 +179,7 @@ def write_maps(
     files, done = [_sheet(folder, name)], 0
     for kind, frames in clips.items():
         files.append(_clip(folder, name, kind))
-        with VideoWriter(files[-1], (frames.shape[2], frames.shape[1]), prepared.fps) as video:
+        with VideoWriter(files[-1], frames.size_wh, prepared.fps) as video:
             for frame in frames:
                 video.write(frame)
                 done += 1

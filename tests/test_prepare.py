@@ -106,9 +106,9 @@ def test_everything_is_made_at_the_models_size() -> None:
         on_progress=lambda stage, done, total: stages.append((stage, done, total)),
     )
     assert prepared.reference.shape == (96, 64, 3)
-    assert prepared.pose_maps.shape == (5, 96, 64, 3)
+    assert np.asarray(prepared.pose_maps).shape == (5, 96, 64, 3)
     assert prepared.face_maps is not None
-    assert [maps.shape for maps in prepared.face_maps] == [(5, 96, 64, 3)] * 2
+    assert [np.asarray(maps).shape for maps in prepared.face_maps] == [(5, 96, 64, 3)] * 2
     assert prepared.align == "bones"
     assert prepared.warnings == []
     assert prepared.fps == 8
@@ -184,7 +184,7 @@ def test_without_a_face_it_goes_on_with_a_warning() -> None:
     half.face_conf[2:] = 0
     some = prepare(photo, MODEL_WH, FakeClip(half), tracks=half, align="none")
     assert some.face_maps is not None
-    assert some.face_maps[1].any(axis=(1, 2, 3)).tolist() == [True, True, False, False]
+    assert np.asarray(some.face_maps[1]).any(axis=(1, 2, 3)).tolist() == [True, True, False, False]
     assert "2 of 4 frames" in some.warnings[0]
 
 
@@ -291,7 +291,7 @@ def test_drawn_pose_maps_are_fitted_and_faces_come_from_the_clip() -> None:
     photo = photo_of(tracks)
     alone = prepare(photo, MODEL_WH, None, pose_maps=drawn, num_frames=4, face=False)
     assert alone.num_frames == 4
-    assert alone.pose_maps.any(axis=(1, 2, 3)).all()
+    assert np.asarray(alone.pose_maps).any(axis=(1, 2, 3)).all()
     assert alone.tracks is None
     both = prepare(photo, MODEL_WH, FakeClip(tracks), pose_maps=drawn, detector=FakeDetector(tracks))
     assert both.num_frames == 6

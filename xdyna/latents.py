@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from xdyna.maps import MapClip
+
 BLUR_SIZE = 9
 BLUR_SIGMA = 18.0
 #: Reflect padding by half the kernel needs sides longer than that half.
@@ -94,15 +96,16 @@ def initial_latents(reference_latents: Tensor, noise: Tensor, mask: Tensor, sche
 class ConditionMaps:
     """Maps of a whole clip, stretched to 0..1 by the clip's own extremes when a window asks for them.
 
-    Kept in the type they came in (a byte per value for pictures), because a float copy of a long clip is large.
+    Kept in the type they came in (a byte per value for pictures), because a float copy of a long clip is large; a clip
+    that lies on disk stays there.
 
     Attributes:
-        frames: uint8 or float32 [F, c, H, W].
+        frames: uint8 or float32 [F, c, H, W], or a clip that is read as windows ask for it.
         low: least value of the clip, over all frames, channels and pixels together.
         high: greatest value.
     """
 
-    frames: Tensor
+    frames: Tensor | MapClip
     low: float
     high: float
 
@@ -112,14 +115,20 @@ class ConditionMaps:
 
     @property
     def size_wh(self) -> tuple[int, int]:
-        return self.frames.shape[3], self.frames.shape[2]
+        if isinstance(self.frames, Tensor):
+            return self.frames.shape[3], self.frames.shape[2]
+        return self.frames.size_wh
 
     def window(self, indices: Sequence[int], device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """Some frames as a ControlNet takes them: [1, c, len(indices), H, W], 0..1.
 
         A clip of one single value gives zeros (the official code divides by zero there).
         """
-        frames = self.frames[torch.as_tensor(indices)].to(device=device, dtype=torch.float32)
+        if isinstance(self.frames, Tensor):
+            frames = self.frames[torch.as_tensor(indices)]
+        else:
+            frames = torch.from_numpy(self.frames.frames(indices)).permute(0, 3, 1, 2)
+        frames = frames.to(device=device, dtype=torch.float32)
         span = (self.high - self.low) or 1.0
         return ((frames - self.low) / span).transpose(0, 1)[None].to(dtype)
 
@@ -129,13 +138,18 @@ def condition_maps(maps: Any, size_wh: tuple[int, int], name: str = "pose_maps")
 
     Args:
         maps: pictures: uint8 [F, H, W, 3] (numpy or torch) or a list of PIL images, resized by Lanczos where they
-            differ in size; or float values [F, 3, H, W] (torch) or [F, H, W, 3] (numpy), of that size already.
+            differ in size; or float values [F, 3, H, W] (torch) or [F, H, W, 3] (numpy), of that size already; or a
+            `MapClip`, which is not read as a whole: neither held nor copied.
         size_wh: width and height, pixels.
         name: of the argument, for messages.
 
     Raises:
         ValueError: another shape or type, another size in floats, a value that is not finite.
     """
+    if _is_lazy(maps, name):
+        clip = maps if maps.size_wh == tuple(size_wh) else _Resized(maps, size_wh)
+        low, high = clip.extremes()
+        return ConditionMaps(clip, float(low), float(high))
     frames = _frames_first(maps, name)
     if frames.dtype == torch.uint8:
         if (frames.shape[3], frames.shape[2]) != size_wh:
@@ -157,8 +171,37 @@ def clip_size(maps: Any, name: str = "pose_maps") -> tuple[int, tuple[int, int]]
     """
     if isinstance(maps, (list, tuple)) and len(maps) and isinstance(maps[0], Image.Image):
         return len(maps), maps[0].size
+    if _is_lazy(maps, name):
+        return len(maps), maps.size_wh
     frames = _frames_first(maps, name)
     return len(frames), (frames.shape[3], frames.shape[2])
+
+
+def _is_lazy(maps: Any, name: str) -> bool:
+    if isinstance(maps, (np.ndarray, Tensor, list, tuple)) or not isinstance(maps, MapClip):
+        return False
+    if not len(maps):
+        raise ValueError(f"{name} is empty; wanted a frame at least")
+    return True
+
+
+class _Resized:
+    """A `MapClip` of another size."""
+
+    def __init__(self, clip: MapClip, size_wh: tuple[int, int]) -> None:
+        self.size_wh = size_wh
+        self._clip = clip
+
+    def __len__(self) -> int:
+        return len(self._clip)
+
+    def frames(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        pictures = torch.from_numpy(self._clip.frames(indices)).permute(0, 3, 1, 2)
+        return _resize_pictures(pictures, self.size_wh).permute(0, 2, 3, 1).numpy()
+
+    def extremes(self) -> tuple[int, int]:
+        ends = [(int(frame.min()), int(frame.max())) for frame in (self.frames([i]) for i in range(len(self)))]
+        return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def _frames_first(maps: Any, name: str) -> Tensor:

@@ -10,9 +10,9 @@ from itertools import islice
 from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xdyna.errors import UserError
+from xdyna.maps import SpilledMaps
 from xdyna.preprocess.align import (
     AlignMode,
     align_tracks,
@@ -33,7 +33,7 @@ from xdyna.preprocess.smooth import fill_gaps, smooth_tracks
 from xdyna.preprocess.tracks import Tracks
 
 OnProgress = Callable[[str, int, int], None]
-Clip = NDArray[np.uint8]
+FaceMaps = tuple[SpilledMaps, SpilledMaps]
 
 #: With `start_at_best` the starting frame is looked for in so many seconds from the beginning.
 BEST_START_WITHIN_S = 10.0
@@ -59,12 +59,12 @@ class Frames(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What the model reads, and how it came about.
+    """What the model reads, and how it came about. Maps lie on disk: only keypoints take memory for each frame.
 
     Attributes:
         reference: uint8 RGB [h, w, 3], the photo cut and stretched to the model's size.
-        pose_maps: uint8 RGB [F, h, w, 3].
-        face_maps: local and global maps, uint8 RGB [F, h, w, 3] each; None where no face is to steer.
+        pose_maps: F frames of the model's size.
+        face_maps: local and global maps, as many; None where no face is to steer.
         fps: frames per second of the maps, that is of the driving clip.
         start_frame: how many driving frames were left out in front (`start_at_best`).
         align: the alignment that was done.
@@ -75,8 +75,8 @@ class Prepared:
     """
 
     reference: Image
-    pose_maps: Clip
-    face_maps: tuple[Clip, Clip] | None
+    pose_maps: SpilledMaps
+    face_maps: FaceMaps | None
     fps: Fraction
     start_frame: int = 0
     align: AlignMode = "none"
@@ -155,7 +155,7 @@ def prepare(
         tracks = task.find_faces(tracks, start, face_finder)
     aligned, mode = task.align(tracks, reference_tracks, align)
     faces = task.face_maps(tracks, aligned, mode, start) if face else None
-    maps = _stack(task.watched("pose maps", draw_pose_maps(aligned, size_wh), len(aligned)), len(aligned), size_wh)
+    maps = _spilled(task.watched("pose maps", draw_pose_maps(aligned, size_wh), len(aligned)), size_wh)
     return Prepared(
         fitted, maps, faces, task.fps(tracks), start, mode, aligned, tracks, reference_tracks, task.warnings
     )
@@ -262,7 +262,7 @@ class _Task:
         calm = smooth_tracks(fill_gaps(tracks, FACE_GAP_S)[0])
         return replace(tracks, face_xy=calm.face_xy, face_conf=calm.face_conf)
 
-    def face_maps(self, tracks: Tracks, aligned: Tracks, mode: AlignMode, start: int) -> tuple[Clip, Clip] | None:
+    def face_maps(self, tracks: Tracks, aligned: Tracks, mode: AlignMode, start: int) -> FaceMaps | None:
         """Face maps of the aligned person; None, with a warning, where there is no face to show."""
         if self.driving is None:
             self.warnings.append("without the driving video no face can steer: face maps left out")
@@ -279,11 +279,11 @@ class _Task:
             moved: Iterator[Image] = (fit(frame, crop, self.size_wh, official=self.official) for frame in frames)
         else:
             moved = warp_to_face(frames, tracks, aligned)
-        shape = (len(tracks), self.size_wh[1], self.size_wh[0], 3)
-        local_maps, global_maps = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-        for index, pair in enumerate(face_maps(moved, aligned, official=self.official)):
-            local_maps[index], global_maps[index] = pair
-        return local_maps, global_maps
+        clips = SpilledMaps(self.size_wh), SpilledMaps(self.size_wh)
+        for pair in face_maps(moved, aligned, official=self.official):
+            for clip, drawn in zip(clips, pair, strict=True):
+                clip.append(drawn)
+        return clips
 
     def _frames(self, start: int, number: int) -> Iterator[Image]:
         assert self.driving is not None
@@ -324,8 +324,9 @@ class _Task:
             "pose maps", islice(read_pose_maps(pose_maps, pose_maps.size_wh, label), num_frames), number
         )
         stretched = self.official and not face
-        maps = np.stack([self._fit_map(frame, stretched=stretched) for frame in drawn])
-        if maps.min() == maps.max():
+        maps = _spilled((self._fit_map(frame, stretched=stretched) for frame in drawn), self.size_wh)
+        low, high = maps.extremes()
+        if low == high:
             self.warnings.append(f"{label}: every pixel of every frame is the same: no pose will steer")
         faces, cropped = None, None
         tracks = self._face_owner(tracks) if face else None
@@ -333,7 +334,7 @@ class _Task:
             if abs(len(tracks) - len(maps)) > 1 and num_frames is None:
                 self.warnings.append(f"{len(maps)} pose maps and {len(tracks)} driving frames: the surplus is left out")
             number = min(len(maps), len(tracks))
-            maps, tracks = maps[:number], self.find_faces(tracks[:number], 0, finder)
+            maps, tracks = maps.first(number), self.find_faces(tracks[:number], 0, finder)
             cropped = self._cropped(tracks)
             faces = self.face_maps(tracks, cropped, "none", 0)
         return Prepared(
@@ -364,8 +365,8 @@ def _size(image: Image) -> tuple[int, int]:
     return image.shape[1], image.shape[0]
 
 
-def _stack(images: Iterable[Image], number: int, size_wh: tuple[int, int]) -> Clip:
-    stacked = np.zeros((number, size_wh[1], size_wh[0], 3), np.uint8)
-    for index, image in enumerate(images):
-        stacked[index] = image
-    return stacked
+def _spilled(images: Iterable[Image], size_wh: tuple[int, int]) -> SpilledMaps:
+    clip = SpilledMaps(size_wh)
+    for image in images:
+        clip.append(image)
+    return clip
