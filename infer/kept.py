@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from xdyna.maps import MapClip
+
 Value = TypeVar("Value")
 
 
@@ -49,10 +51,16 @@ class Kept(Generic[Value]):
         return self._values[key]
 
 
-def array_sha256(array: NDArray[Any]) -> str:
-    """A hash of an array's type, shape and values."""
-    total = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
-    total.update(np.ascontiguousarray(array).data)
+def array_sha256(array: NDArray[Any] | MapClip) -> str:
+    """A hash of an array's type, shape and values; of a clip on disk that of the array it would be."""
+    if isinstance(array, np.ndarray):
+        total = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+        total.update(np.ascontiguousarray(array).data)
+        return total.hexdigest()
+    width, height = array.size_wh
+    total = hashlib.sha256(f"{np.dtype(np.uint8).str} {(len(array), height, width, 3)}".encode())
+    for index in range(len(array)):
+        total.update(array.frames([index]).data)
     return total.hexdigest()
 
 

@@ -14,6 +14,7 @@ import torch
 from tiny_models import TINY_WH, tiny_clip, tiny_inputs, tiny_pipeline
 
 from xdyna.errors import UserError
+from xdyna.infer.kept import array_sha256
 from xdyna.latents import clip_size, condition_maps
 from xdyna.maps import MapClip, SpilledMaps
 
@@ -78,6 +79,7 @@ def test_windows_are_those_of_an_array() -> None:
         windows = [maps.window([2, 0, 3], "cpu", torch.float32) for maps in (of_array, of_file)]
         assert torch.equal(*windows)
     assert clip_size(spilled(clip)) == (4, TINY_WH)
+    assert array_sha256(spilled(clip)) == array_sha256(clip)
     with pytest.raises(ValueError, match="empty"):
         clip_size(SpilledMaps(TINY_WH))
 

@@ -24,7 +24,7 @@ from xdyna.denoise import Conditioning, Control, blend_windows
 from xdyna.infer.engine.residuals import Features, OnWindow, StepResiduals, shown_later
 from xdyna.unet import XDynaUNet
 
-DEFAULT_FEATURES_BYTES = 1 << 30
+DEFAULT_FEATURES_BYTES = 64 << 20
 
 
 @dataclass
