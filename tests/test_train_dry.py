@@ -11,12 +11,13 @@ from loop_parts import NoiseSource, SmallSystem, small_config, train
 from torch import nn
 from typer.testing import CliRunner
 
+from xdyna.alive import Alive
 from xdyna.cli import app, main
 from xdyna.configs.recipes import RECIPES
 from xdyna.data.source import draw_batch
 from xdyna.errors import UserError
 from xdyna.train.dry import DryRun
-from xdyna.train.memory import _Alive, estimate, out_of_memory_explained, step_peak, ways_to_save
+from xdyna.train.memory import estimate, out_of_memory_explained, step_peak, ways_to_save
 
 TINY = ["--set", "world.size_wh=[32, 48]", "--set", "frames=2", "--set", "batch=2", "--set", "workers=0"]
 
@@ -116,7 +117,7 @@ def test_foretold_step_equals_the_bytes_alive_in_a_real_one(tmp_path: Path) -> N
     system, cfg = SmallSystem(), small_config(tmp_path, batch=64, accumulate=2)
     batch = draw_batch(NoiseSource(), range(64))
     told = step_peak(cfg, system, batch)
-    with _Alive() as alive:
+    with Alive() as alive:
         for _ in range(2):
             system(batch)["loss"].backward()
     assert told == pytest.approx(alive.peak, rel=0.02)

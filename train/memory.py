@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
+from xdyna.alive import Alive
 from xdyna.configs.train import TrainConfig
 from xdyna.data.source import Batch
 from xdyna.errors import UserError
@@ -109,7 +106,7 @@ def step_peak(cfg: TrainConfig, system: nn.Module, batch: Batch, device: str = "
 
 def _follow(cfg: TrainConfig, system: nn.Module, batch: Batch, tensors: Mapping[str, Tensor], device: str) -> int:
     dtype = _AUTOCAST.get(cfg.precision)
-    with _Alive() as alive:
+    with Alive() as alive:
         for _ in range(min(cfg.accumulate, 2)):  # from the second pass on, gradients are there from the start
             with torch.autocast(torch.device(device).type, dtype) if dtype else nullcontext():
                 loss = functional_call(system, dict(tensors), (batch,))["loss"]
@@ -131,40 +128,6 @@ def _stand_in(value: Tensor, device: str) -> Tensor:
 
 def _bytes(value: Tensor) -> int:
     return value.numel() * value.element_size()
-
-
-class _Alive(TorchDispatchMode):
-    """Follows the bytes of all tensors that operations make, until they are gone.
-
-    Attributes:
-        now: bytes alive.
-        peak: the most so far.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for value in tree_iter(out):
-            if isinstance(value, Tensor):
-                self._add(value.untyped_storage())
-        return out
-
-    def _add(self, storage: Any) -> None:
-        key = id(storage)
-        if key in self._known and self._known[key]() is storage:
-            return  # a view of what is counted already
-        count = storage.nbytes()
-
-        def gone(_: Any) -> None:
-            self.now -= count
-
-        self._known[key] = weakref.ref(storage, gone)
-        self.now += count
-        self.peak = max(self.peak, self.now)
 
 
 @contextmanager
