@@ -7,7 +7,7 @@ is batched nor on how long the clip is: a longer clip begins with the same noise
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -124,13 +124,18 @@ class ConditionMaps:
 
         A clip of one single value gives zeros (the official code divides by zero there).
         """
-        if isinstance(self.frames, Tensor):
-            frames = self.frames[torch.as_tensor(indices)]
-        else:
-            frames = torch.from_numpy(self.frames.frames(indices)).permute(0, 3, 1, 2)
-        frames = frames.to(device=device, dtype=torch.float32)
+        frames = self._read(indices).to(device=device, dtype=torch.float32)
         span = (self.high - self.low) or 1.0
         return ((frames - self.low) / span).transpose(0, 1)[None].to(dtype)
+
+    def part(self, indices: Sequence[int]) -> ConditionMaps:
+        """Some frames as a clip of their own, which keeps the range of the whole."""
+        return replace(self, frames=self._read(indices))
+
+    def _read(self, indices: Sequence[int]) -> Tensor:
+        if isinstance(self.frames, Tensor):
+            return self.frames[torch.as_tensor(indices)]
+        return torch.from_numpy(self.frames.frames(indices)).permute(0, 3, 1, 2)
 
 
 def condition_maps(maps: Any, size_wh: tuple[int, int], name: str = "pose_maps") -> ConditionMaps:
@@ -139,13 +144,15 @@ def condition_maps(maps: Any, size_wh: tuple[int, int], name: str = "pose_maps")
     Args:
         maps: pictures: uint8 [F, H, W, 3] (numpy or torch) or a list of PIL images, resized by Lanczos where they
             differ in size; or float values [F, 3, H, W] (torch) or [F, H, W, 3] (numpy), of that size already; or a
-            `MapClip`, which is not read as a whole: neither held nor copied.
+            `MapClip`, which is not read as a whole: neither held nor copied; or what this function made, of that size.
         size_wh: width and height, pixels.
         name: of the argument, for messages.
 
     Raises:
         ValueError: another shape or type, another size in floats, a value that is not finite.
     """
+    if isinstance(maps, ConditionMaps) and maps.size_wh == size_wh:
+        return maps
     if _is_lazy(maps, name):
         clip = maps if maps.size_wh == tuple(size_wh) else _Resized(maps, size_wh)
         low, high = clip.extremes()
@@ -169,6 +176,8 @@ def clip_size(maps: Any, name: str = "pose_maps") -> tuple[int, tuple[int, int]]
     Raises:
         ValueError: a form it does not take.
     """
+    if isinstance(maps, ConditionMaps):
+        return maps.num_frames, maps.size_wh
     if isinstance(maps, (list, tuple)) and len(maps) and isinstance(maps[0], Image.Image):
         return len(maps), maps[0].size
     if _is_lazy(maps, name):

@@ -6,6 +6,9 @@ neighbouring windows by weights that fall off towards their ends. `grid` blends 
 at fixed frames, for models whose scenes repeat after `size - overlap` frames: every window then begins at the same
 moment of the loop, which is the one the models were trained to begin at.
 
+A fourth, `continue`, is for windows that are denoised one after the other, each through all steps, and begin with the
+last frames of the one before: there is nothing to shift or to blend (`xdyna.infer.engine.long.continue_clip`).
+
 Indices count driving frames from 0; the reference frame belongs to every window and is never listed.
 """
 
@@ -34,20 +37,22 @@ def make_windows(
     """Windows of one denoising step by schedule name.
 
     Args:
-        schedule: `open`, `closed` or `grid`.
+        schedule: `open`, `closed`, `grid` or `continue`.
         num_driving_frames: frames of the clip, without the reference.
         size: driving frames in a window.
-        overlap: frames that neighbouring windows share (at least, when `open`).
-        offset: shift of the windows, 0 or more; drawn anew for every step by `draw_offsets`. `grid` is never shifted.
+        overlap: frames that neighbouring windows share (at least, when `open` or `continue`).
+        offset: shift of the windows, 0 or more; drawn anew for every step by `draw_offsets`. `grid` and `continue` are
+            never shifted.
 
     Raises:
         ValueError: an unknown schedule or sizes that make no sense.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule is {schedule!r}, wanted one of {', '.join(SCHEDULES)}")
-    if schedule == "grid":
+    if schedule not in (*SCHEDULES, "continue"):
+        raise ValueError(f"schedule is {schedule!r}, wanted one of {', '.join(SCHEDULES)}, continue")
+    if schedule in ("grid", "continue"):
         _check(num_driving_frames, size, overlap, offset)
-        return grid_windows(num_driving_frames, size, overlap)
+        make_fixed = grid_windows if schedule == "grid" else continue_windows
+        return make_fixed(num_driving_frames, size, overlap)
     make = open_windows if schedule == "open" else closed_windows
     return make(num_driving_frames, size, overlap, offset)
 
@@ -94,6 +99,23 @@ def grid_windows(num_driving_frames: int, size: int = DEFAULT_SIZE, overlap: int
         return [list(range(num_driving_frames))]
     starts = range(0, num_driving_frames - overlap, size - overlap)
     return [[min(frame, num_driving_frames - 1) for frame in range(start, start + size)] for start in starts]
+
+
+def continue_windows(
+    num_driving_frames: int, size: int = DEFAULT_SIZE, overlap: int = DEFAULT_OVERLAP
+) -> list[list[int]]:
+    """Windows of equal size, each from `overlap` frames before the end of the one before; the last ends with the clip.
+
+    Returns:
+        Lists of consecutive indices, in order; one list of the whole clip when it fits into a window.
+
+    Raises:
+        ValueError: sizes that make no sense.
+    """
+    _check(num_driving_frames, size, overlap, 0)
+    last = max(0, num_driving_frames - size)
+    starts = [*range(0, last, size - overlap), last]
+    return [list(range(start, min(start + size, num_driving_frames))) for start in starts]
 
 
 def closed_windows(
@@ -164,9 +186,13 @@ def draw_offsets(
 
     `closed` draws from 0..size-1 as the official pipeline does (it takes 0..15 from Python's `random`); `open` from one
     period of its grid; `grid` stays where it is.
+
+    Raises:
+        ValueError: a schedule whose windows are not denoised together.
     """
     import torch
 
+    _check_joint(schedule)
     if schedule == "grid":
         return [0] * num_steps
     high = size if schedule == "closed" else size - overlap
@@ -193,8 +219,9 @@ def blend_weights(
         For each window, float32 weights of its frames; for each frame they sum to one over the windows.
 
     Raises:
-        ValueError: a frame that no window covers.
+        ValueError: a frame that no window covers, or a schedule without blending.
     """
+    _check_joint(schedule)
     raw = [_ramps(len(window), 0 if schedule == "closed" else overlap) * _first(window) for window in windows]
     total = np.zeros(num_driving_frames)
     for window, weights in zip(windows, raw, strict=True):
@@ -218,6 +245,14 @@ def _first(window: Sequence[int]) -> NDArray[np.bool_]:
     found = np.zeros(len(window), bool)
     found[np.unique(np.asarray(window), return_index=True)[1]] = True
     return found
+
+
+def _check_joint(schedule: str) -> None:
+    if schedule not in SCHEDULES:
+        raise ValueError(
+            f"schedule is {schedule!r}, wanted one of {', '.join(SCHEDULES)} for windows that are denoised together"
+            " (xdyna.infer.engine.long.continue_clip denoises them one after the other)"
+        )
 
 
 def _check(num_driving_frames: int, size: int, overlap: int, offset: int) -> None:
