@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from xdyna.configs import Config, wanted_text
+from xdyna.configs.fast import FastConfig, PresetName
 from xdyna.errors import UserError
 
 Decided = TypeVar("Decided")
@@ -112,6 +113,13 @@ class AnimateConfig(Config):
     vae_batch: Batch = "auto"  # frames per call of the VAE; auto: by free memory
     deterministic: bool = False  # batches of one size: then neither of these changes a byte
     near_reference: bool = False  # the reference once a step where the model's norm is pooled over frames; inexact
+
+    # What is left out of it: docs/fast.md.
+    preset: PresetName = "exact"  # gives what is not said otherwise of steps, scheduler, guidance and `fast`
+    fast: FastConfig = FastConfig()
+    small_decoder: Path | None = None  # folder of a diffusers `AutoencoderTiny` that decodes in the VAE's place
+    preview: bool = False  # after each step, write how frames stand to NAME.preview.png
+    weights: Literal["full", "int8"] = "full"  # int8: the linear layers', rounded to 256 levels
 
     # How much each part counts, and over which part of the denoising.
     adapter_scale: Scale = 1.0
