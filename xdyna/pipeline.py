@@ -35,6 +35,7 @@ from xdyna.latents import (
     split_generator,
 )
 from xdyna.prompts import StoredPrompt
+from xdyna.resume import DenoiseState
 from xdyna.unet import XDynaUNet
 
 logger = logging.get_logger(__name__)
@@ -168,6 +169,13 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @property
     def interrupt(self) -> bool:
         return self._interrupt
+
+    def state_after(self, step: int, latents: Tensor) -> DenoiseState:
+        """For a callback: where the call stands after step number `step` (from 0), with its latents.
+
+        A call with the same arguments and this as its `state` goes on from there with the same numbers.
+        """
+        return DenoiseState.of(step + 1, latents, self.scheduler, self._step_stream)
 
     # --- memory -----------------------------------------------------------------------------------------------------
 
@@ -421,6 +429,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         mask: Tensor | None = None,
         window_offsets: Sequence[int] | None = None,
         predictor: Predictor = predict_clip,
+        state: DenoiseState | None = None,
     ) -> XDynaPipelineOutput | tuple[Any]:
         """Animate `reference` with the motion of `pose_maps`.
 
@@ -472,6 +481,8 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             mask: likewise, true where the start keeps the reference, false where it takes its blur.
             window_offsets: shift of the windows for each timestep of the scheduler instead of drawn ones.
             predictor: makes each step's prediction: the plain way by default; `xdyna.infer.engine` has others.
+            state: where an earlier call with the same other arguments stood (see `state_after`); the steps before are
+                left out.
 
         Returns:
             [`XDynaPipelineOutput`] or a tuple of its fields.
@@ -551,13 +562,20 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             latents = initial_latents(reference_latents, noise, mask, self.scheduler, timesteps[0])
         latents = latents.to(device, torch.float32)
         extra = self._extra_step_kwargs(step_stream, eta)
+        self._step_stream = step_stream
+        first_step = 0
+        if state is not None:
+            if state.latents.shape != latents.shape:
+                got = list(state.latents.shape)
+                raise ValueError(f"the state has latents of shape {got}, wanted {list(latents.shape)}")
+            first_step, latents = state.step, state.restore(self.scheduler, step_stream, latents.device)
 
         # 5. Denoise. Latents stay in float32; the networks get their own type.
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         adapter_scale = inputs.finite(adapter_scale, "adapter_scale")
         with self._adapter_strength(adapter_scale), self.progress_bar(total=num_inference_steps) as progress_bar:
             for i, t in enumerate(timesteps):
-                if self.interrupt:
+                if self.interrupt or i < first_step:
                     continue
                 clip_windows = windows.make_windows(schedule, num_frames, window, overlap, window_offsets[i])
                 predicted = predictor(
