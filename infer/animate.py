@@ -100,7 +100,13 @@ class Result:
         return dict(vars(self))
 
 
-def animate(job: AnimateJob, on_progress: OnProgress = lambda stage, done, total: None) -> Result:
+def animate(
+    job: AnimateJob,
+    on_progress: OnProgress = lambda stage, done, total: None,
+    *,
+    resume: bool | None = None,
+    restart: bool = False,
+) -> Result:
     """Run one job. The same job on the same machine writes the same bytes.
 
     Notices and warnings are logged under the name `xdyna`. Several jobs share a model in an
@@ -109,13 +115,16 @@ def animate(job: AnimateJob, on_progress: OnProgress = lambda stage, done, total
     Args:
         job: what to do.
         on_progress: called with stage, done and total as the work goes on.
+        resume: save the work after each step, so that the same job goes on from there after a stop of any kind: true
+            always, None where it will take more than a minute. None and true go on with what was saved.
+        restart: begin anew, whatever the work folder holds.
     Raises:
         UserError: anything wrong with files, settings or the model; then no output is there.
     """
     from xdyna.infer.session import Session
 
     with Session() as session:
-        return session.run(job, on_progress)
+        return session.run(job, on_progress, resume=resume, restart=restart)
 
 
 def compare_path(output: Path) -> Path:

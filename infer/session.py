@@ -26,8 +26,10 @@ from xdyna.infer.load import (
     load_pipeline,
     split_lora,
 )
+from xdyna.infer.saving import Saving, all_facts, job_facts
 from xdyna.infer.sources import Sources
 from xdyna.infer.threads import Meanwhile, Tell
+from xdyna.infer.work import Work
 from xdyna.infer.write import Clip, write_clip
 from xdyna.preprocess.prepare import Prepared
 from xdyna.video import check_output
@@ -104,7 +106,14 @@ class Session:
         self._found.close()
         self._found = Found()
 
-    def run(self, job: AnimateJob, on_progress: OnProgress = lambda stage, done, total: None) -> Result:
+    def run(
+        self,
+        job: AnimateJob,
+        on_progress: OnProgress = lambda stage, done, total: None,
+        *,
+        resume: bool | None = None,
+        restart: bool = False,
+    ) -> Result:
         """Run one job; see `xdyna.infer.animate.animate`."""
         began_s = time.monotonic()
         sources = Sources.open(job.reference, job.driving, job.config)
@@ -113,22 +122,38 @@ class Session:
         finish = Finisher(config.sampling().size_wh, config.upscale, config.watermark)
         _check_outputs(job, sources, finish.size_wh)
         device = choose_device(config.device)
-        with _full_memory_told(config, device):
-            # What the model refuses anyway is not prepared; what loads networks of its own with torch waits for ours.
-            beside = self._overlap and choice.check_size(config.sampling().size_wh)
-            beside = beside and config.detector != "controlnet-aux"
-            prepare = partial(self._prepare, sources, config, _wants_face(choice, config), on_progress)
-            with Meanwhile(prepare, beside=beside) as preparing:
-                on_progress("load model", 0, 1)
-                loaded = self._load(choice, config, device)
-                _check_settings(loaded.pipe, config)
-                on_progress("load model", 1, 1)
-                logger.info("%s", choice.announcement)
-                prepared = preparing.result()
-            config = _with_batches(config, loaded.pipe)
-            latents = _denoise(loaded, config, sources, prepared, on_progress)
+        with Work(job.output, restart=restart, ignore=resume is False) as work, _full_memory_told(config, device):
+            work.check(job_facts(config, device))
+            loaded, prepared = self._load_and_prepare(sources, choice, config, device, on_progress)
+            config = _with_batches(config, loaded.pipe, work)
+            saving = Saving(work, lambda: all_facts(config, device, loaded.choice, sources, prepared), always=resume)
+            latents = _denoise(loaded, config, sources, prepared, saving, on_progress)
             clip = Clip(job, config, loaded.choice, sources, prepared, finish, loaded.pipe, latents)
-            return write_clip(clip, on_progress, began_s, beside=self._overlap)
+            result = write_clip(clip, on_progress, began_s, beside=self._overlap)
+            if resume is not False:
+                work.discard()
+            return result
+
+    def _load_and_prepare(
+        self,
+        sources: Sources,
+        choice: ModelChoice,
+        config: AnimateConfig,
+        device: torch.device,
+        on_progress: OnProgress,
+    ) -> tuple[_Loaded, Prepared]:
+        """Both at once, told as if one came after the other."""
+        # What the model refuses anyway is not prepared; what loads networks of its own with torch waits for ours.
+        beside = self._overlap and choice.check_size(config.sampling().size_wh)
+        beside = beside and config.detector != "controlnet-aux"
+        prepare = partial(self._prepare, sources, config, _wants_face(choice, config), on_progress)
+        with Meanwhile(prepare, beside=beside) as preparing:
+            on_progress("load model", 0, 1)
+            loaded = self._load(choice, config, device)
+            _check_settings(loaded.pipe, config)
+            on_progress("load model", 1, 1)
+            logger.info("%s", choice.announcement)
+            return loaded, preparing.result()
 
     def _load(self, choice: ModelChoice, config: AnimateConfig, device: torch.device) -> _Loaded:
         """The model of a config with a scheduler as good as new: the one that is loaded, or another in its place."""
@@ -230,16 +255,23 @@ def _wants_face(choice: ModelChoice, config: AnimateConfig) -> bool:
     return choice.has("face_controlnet") and config.face is not False and config.face_scale > 0
 
 
-def _with_batches(config: AnimateConfig, pipe: XDynaPipeline) -> AnimateConfig:
-    """The config with the batches that `auto` means here, so that the record repeats the run."""
+def _with_batches(config: AnimateConfig, pipe: XDynaPipeline, work: Work) -> AnimateConfig:
+    """The config with the batches that `auto` means here, or meant where the work began: the record repeats the run."""
     from xdyna.infer.engine.plan import plan_batches
 
+    if config.window_batch == "auto" and (begun := work.saved_fact("window_batch")) is not None:
+        config = config.model_copy(update={"window_batch": begun})
     windows, frames = plan_batches(config, pipe)
     return config.model_copy(update={"window_batch": windows, "vae_batch": frames})
 
 
 def _denoise(
-    loaded: _Loaded, config: AnimateConfig, sources: Sources, prepared: Prepared, on_progress: OnProgress
+    loaded: _Loaded,
+    config: AnimateConfig,
+    sources: Sources,
+    prepared: Prepared,
+    saving: Saving,
+    on_progress: OnProgress,
 ) -> Tensor:
     """The clip's latents, [1, C, F, h, w]."""
     import torch
@@ -248,9 +280,11 @@ def _denoise(
 
     pipe, sampling, window_batch = loaded.pipe, config.sampling(), config.window_batch
     assert window_batch != "auto"
-    on_progress("denoise", 0, sampling.steps)
+    state = saving.begin()
+    on_progress("denoise", 0 if state is None else state.step, sampling.steps)
 
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        saving.after_step(pipe, step, tensors["latents"])
         on_progress("denoise", step + 1, pipe.num_timesteps)
         return {}
 
@@ -276,6 +310,7 @@ def _denoise(
         output_type="latent",
         callback_on_step_end=after_step,
         predictor=ExactPredictor(deterministic=config.deterministic, near_reference=config.near_reference),
+        state=state,
     )
     latents: Tensor = output.frames
     if not torch.isfinite(latents).all():

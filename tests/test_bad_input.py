@@ -322,11 +322,11 @@ def test_read_only_output_folder(command: Command, tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 8 KiB."""
+    """A real file system of 12 KiB, of which the job's lock takes 4."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if not mounted or mounted.returncode:
         pytest.skip("may not mount a small file system here")
@@ -563,7 +563,7 @@ def test_a_signal_removes_the_unfinished_file(command: Command) -> None:
 def test_ctrl_c_while_the_model_runs(command: Command) -> None:
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", "import sys; from xdyna.cli import main; sys.exit(main())",
-         *command.arguments("--steps", "900")],
+         *command.arguments("--steps", "900", "--no-resume")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None

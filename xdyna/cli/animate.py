@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xdyna.cli.common import (
+    SHARED,
     ConfigOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
-    ResumeOption,
     SeedOption,
     SetOption,
     announce,
@@ -43,11 +45,11 @@ from xdyna.cli.source_options import (
 from xdyna.configs import load_config
 from xdyna.configs.animate import AnimateConfig
 from xdyna.errors import UserError
-from xdyna.files import writing_error
+from xdyna.files import make_folder
 from xdyna.jobs import Job, load_jobs, outputs_of
 
 if TYPE_CHECKING:
-    from xdyna.infer.animate import AnimateJob
+    from xdyna.infer.session import Session
 
 MODEL, RESULT = "Model and sampling", "Result"
 
@@ -129,7 +131,23 @@ def animate(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
-    resume: ResumeOption = False,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--no-resume",
+            help="Skip what is finished, and save unfinished work after each step (default: save what takes over a "
+            "minute).",
+            rich_help_panel=SHARED,
+            show_default=False,
+        ),
+    ] = None,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Begin anew where unfinished work lies beside OUTPUT.", rich_help_panel=SHARED),
+    ] = False,
+    retries: Annotated[
+        int, typer.Option("--retries", min=0, help="With --jobs: run failed jobs up to N times more (default 0).")
+    ] = 0,
 ) -> None:
     """Animate a photo of a person with the motion of a video.
 
@@ -144,12 +162,16 @@ def animate(
             raise UserError(
                 "--jobs: the manifest names photos and videos, wanted no --ref, --pose-video or --list-people"
             )
-        _animate_all(load_jobs(jobs), settings, output or Path(), as_json=as_json, resume=resume)
+        runner = _Runner(settings, as_json=as_json, resume=resume, restart=restart)
+        _animate_all(load_jobs(jobs), runner, output or Path(), retries)
+    elif retries:
+        raise UserError("--retries: goes with --jobs; wanted a manifest")
     elif list_people is not None:
         _list_people(pose_video, settings, list_people, as_json=as_json)
     else:
         job = Job(ref=_wanted(ref, "--ref", "the photo of the person to animate"), pose_video=pose_video)
-        _animate_one(_job(job, settings, output or Path("out.mp4")), as_json=as_json, resume=resume)
+        runner = _Runner(settings, as_json=as_json, resume=resume, restart=restart)
+        _animate_one(job, runner, output or Path("out.mp4"))
 
 
 class _Settings:
@@ -172,66 +194,79 @@ def _wanted(path: Path | None, flag: str, meaning: str) -> Path:
     return path
 
 
-def _job(job: Job, settings: _Settings, output: Path) -> AnimateJob:
-    config = settings.resolve(job)
-    from xdyna.infer.animate import AnimateJob
+@dataclass(frozen=True)
+class _Runner:
+    """Runs jobs the way the command line asks for."""
 
-    return AnimateJob(job.ref, job.pose_video, output, config)
+    settings: _Settings
+    as_json: bool
+    resume: bool | None
+    restart: bool
 
+    def run(self, job: Job, output: Path, session: Session) -> dict[str, Any]:
+        """Run one job, or skip it where it is done, and return its report."""
+        config = self.settings.resolve(job)
+        from xdyna.infer.animate import AnimateJob, finished
 
-def _animate_one(job: AnimateJob, *, as_json: bool, resume: bool) -> None:
-    from xdyna.infer.animate import animate as run
-    from xdyna.infer.animate import finished
-
-    if resume and (done := finished(job)):
-        announce(f"{job.output}: finished by an earlier run")
-        report = done
-    else:
-        with progress(quiet=as_json) as on_progress:
-            result = run(job, on_progress)
+        animate_job = AnimateJob(job.ref, job.pose_video, output, config)
+        if self.resume and (done := finished(animate_job)):
+            announce(f"{output}: finished by an earlier run")
+            return {**done, "skipped": True}
+        with progress(quiet=self.as_json) as on_progress:
+            result = session.run(animate_job, on_progress, resume=self.resume, restart=self.restart)
         announce(result.summary())
-        report = result.report()
-    if as_json:
+        return result.report()
+
+
+def _animate_one(job: Job, runner: _Runner, output: Path) -> None:
+    runner.settings.resolve(job)  # what is wrong with them is told before anything heavy is imported
+    from xdyna.infer.session import Session
+
+    with Session() as session:
+        report = runner.run(job, output, session)
+    if runner.as_json:
         emit_json(report)
 
 
-def _animate_all(jobs: list[Job], settings: _Settings, folder: Path, *, as_json: bool, resume: bool) -> None:
-    """Run all jobs of a manifest on one model; one that fails is reported and the others go on."""
-    from xdyna.infer.animate import finished
+def _animate_all(jobs: list[Job], runner: _Runner, folder: Path, retries: int) -> None:
+    """Run all jobs of a manifest on one model; the others go on where one fails, and failed ones may run again."""
     from xdyna.infer.session import Session
 
     outputs = outputs_of(jobs, folder)
-    reports: list[dict[str, Any]] = []
-    num_failed = 0
+    reports: dict[int, dict[str, Any]] = {}
+    failed = list(range(len(jobs)))
     with Session() as session:
-        for number, (job, output) in enumerate(zip(jobs, outputs, strict=True), 1):
-            announce(f"job {number} of {len(jobs)}: {output}")
-            try:
-                animate_job = _job(job, settings, output)
-                if resume and (done := finished(animate_job)):
-                    announce(f"{output}: finished by an earlier run")
-                    reports.append({**done, "skipped": True})
-                    continue
-                _make_folder(output.parent)
-                with progress(quiet=as_json) as on_progress:
-                    result = session.run(animate_job, on_progress)
-                announce(result.summary())
-                reports.append(result.report())
-            except UserError as error:
-                num_failed += 1
-                fail(f"{job.origin}: {error}")
-                reports.append({"output": output, "error": str(error)})
-    if as_json:
-        emit_json({"jobs": reports, "failed": num_failed})
-    if num_failed:
-        raise UserError(f"{num_failed} of {len(jobs)} jobs failed, see above; --resume runs only what is not finished")
+        for attempt in range(1 + retries):
+            if attempt and failed:
+                announce(f"{len(failed)} failed jobs once more, {attempt} of {retries}")
+            for index in failed:
+                announce(f"job {index + 1} of {len(jobs)}: {outputs[index]}")
+                reports[index] = _tried(jobs[index], runner, outputs[index], session)
+            failed = [index for index in failed if "error" in reports[index]]
+    if runner.as_json:
+        emit_json({"jobs": [reports[index] for index in range(len(jobs))], "failed": len(failed)})
+    for index in failed:
+        fail(f"failed: {jobs[index].origin}: {reports[index]['error']}")
+    if any(reports[index]["defect"] for index in failed):
+        fail(f"{len(failed)} of {len(jobs)} jobs failed, at least one by a defect; XDYNA_DEBUG=1 shows where")
+        raise typer.Exit(1)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(jobs)} jobs failed; --resume runs only what is not finished")
 
 
-def _make_folder(folder: Path) -> None:
+def _tried(job: Job, runner: _Runner, output: Path, session: Session) -> dict[str, Any]:
+    """The report of a job; of one that fails the reason, which is told at once."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise writing_error(folder, error) from error
+        make_folder(output.parent)
+        return runner.run(job, output, session)
+    except UserError as error:
+        report = {"output": output, "error": str(error), "defect": False}
+    except Exception as error:  # the other jobs may be well
+        if os.environ.get("XDYNA_DEBUG"):
+            raise
+        report = {"output": output, "error": f"unexpected {type(error).__name__}: {error}", "defect": True}
+    announce(f"{output}: failed: {report['error']}")
+    return report
 
 
 def _list_people(pose_video: Path | None, settings: _Settings, picture: Path, *, as_json: bool) -> None:
