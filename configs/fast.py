@@ -71,7 +71,7 @@ def with_preset(config: AnimateConfig, model: AnimateConfig) -> tuple[AnimateCon
     own_steps = config.steps or model.steps
     if own_steps is not None and own_steps <= values["steps"]:
         if config.steps is None:
-            notes.append(f"preset {config.preset}: this model's {_steps(own_steps)} stay, with its own scheduler")
+            notes.append(f"preset {config.preset}: keeps this model's own {_steps(own_steps)} and scheduler")
         for key in ("steps", "scheduler"):
             values.pop(key)
         fast.pop("spacing", None)

@@ -286,17 +286,21 @@ SCHEDULERS = {
 }
 
 
-def build_scheduler(name: str, current: Any) -> Any:
+def build_scheduler(name: str | None, current: Any, spacing: str | None = None) -> Any:
     """Another scheduler over the noise schedule of the model's own.
 
     Args:
-        name: a key of `SCHEDULERS`.
+        name: a key of `SCHEDULERS`, None for the same.
         current: the scheduler that the model was saved with.
+        spacing: `leading`, `trailing` or `linspace` timesteps; None for the model's.
     Raises:
         UserError: it does not take what this model predicts.
     """
     import diffusers
 
+    changes = {} if spacing is None else {"timestep_spacing": spacing}
+    if name is None:
+        return type(current).from_config(current.config, **changes) if changes else current
     class_name, takes_samples = SCHEDULERS[name]
     wanted = getattr(diffusers, class_name)
     if current.config.get("prediction_type") == "sample" and not takes_samples:
@@ -304,7 +308,8 @@ def build_scheduler(name: str, current: Any) -> Any:
         raise UserError(
             f"--scheduler {name}: this model predicts the clean sample, which {name} does not take; wanted {others}"
         )
-    return current if type(current) is wanted else wanted.from_config(current.config)
+    same = type(current) is wanted and not changes
+    return current if same else wanted.from_config(current.config, **changes)
 
 
 def split_lora(text: str) -> tuple[Path, float]:

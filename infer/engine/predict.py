@@ -63,6 +63,10 @@ class ExactPredictor:
     on_window: OnWindow | None = None
     _job: _Job | None = field(default=None, repr=False)
 
+    def starts_afresh(self, step: int) -> bool:
+        """Whether a step depends on nothing that earlier ones left here: a job can be resumed there."""
+        return True
+
     def __call__(
         self,
         unet: XDynaUNet,
