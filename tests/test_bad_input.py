@@ -530,18 +530,23 @@ def test_checkpoints_that_cannot_be_converted(command: Command, tmp_path: Path) 
 def test_a_signal_removes_the_unfinished_file(command: Command) -> None:
     """Interrupted while frames are being written: the temporary files are there, then gone.
 
-    One process gets both signals, since starting one takes longer than the rest.
+    Each signal comes once more while they are removed. One process gets both, since starting one takes longer than
+    the rest.
     """
     code = (
         "import os, signal, sys\n"
         "import xdyna.video.write as write\n"
-        "signals = [signal.SIGINT, signal.SIGTERM]\n"
+        "signals, sent = [signal.SIGINT, signal.SIGTERM], []\n"
         "class Interrupted(write.VideoWriter):\n"
         "    def write(self, frame):\n"
         "        super().write(frame)\n"
         "        if self.num_frames == 3:\n"
         "            print('parts', [n for n in os.listdir('.') if '.part' in n], flush=True)\n"
-        "            os.kill(os.getpid(), signals.pop(0))\n"
+        "            sent.append(signals.pop(0))\n"
+        "            os.kill(os.getpid(), sent[-1])\n"
+        "    def __exit__(self, *error):\n"
+        "        os.kill(os.getpid(), sent[-1])\n"
+        "        super().__exit__(*error)\n"
         "import xdyna.video\n"
         "xdyna.video.VideoWriter = Interrupted\n"
         "from xdyna.cli import main\n"

@@ -87,7 +87,7 @@ def main(args: list[str] | None = None) -> int:
     # sleeping ones cost nothing measurable. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        with _stopped_by_sigterm(), _quiet_libraries():
+        with _stopped_once(), _quiet_libraries():
             status = typer.main.get_command(app).main(args=args, prog_name="xdyna", standalone_mode=False)
     except UserError as error:
         return _fail(str(error), EXIT_USER_ERROR)
@@ -116,25 +116,27 @@ class _Terminated(BaseException):
 
 
 @contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
+def _stopped_once() -> Iterator[None]:
     """Let SIGTERM unwind the command as Ctrl-C does, so that nothing half written stays.
 
-    Training puts an answer of its own in this one's place while it runs. A caller's own answer stays.
+    A second one, as `timeout` and impatient users send, does not disturb the clean-up. Training puts an answer of its
+    own in this one's place while it runs. A caller's own answer stays.
     """
+    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     in_main_thread = threading.current_thread() is threading.main_thread()  # others may not set signals
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+    ours = [number for number, answer in usual.items() if in_main_thread and signal.getsignal(number) is answer]
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one, as `timeout` sends, must not disturb the clean-up
-        raise _Terminated
+        signal.signal(signum, signal.SIG_IGN)
+        raise KeyboardInterrupt if signum == signal.SIGINT else _Terminated
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in ours:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            signal.signal(number, usual[number])
 
 
 @contextmanager
