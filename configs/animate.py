@@ -130,6 +130,13 @@ class AnimateConfig(Config):
     face_start: Fraction = 0.0
     face_end: Fraction = 1.0
 
+    # Long videos: docs/long-video.md.
+    # What the frames' start noise shares; None: the model's own way.
+    noise: Literal["independent", "shared", "mixed", "shuffled"] | None = None
+    anchor: Fraction = 0.0  # how far the slow part of the predicted colours is led to those of `anchor_to`
+    anchor_to: Literal["reference", "start"] = "reference"  # the photo's, or the first window's
+    steady_colours: bool = False  # lead what goes off slowly back to the first second, in the finished frames
+
     # The driving video.
     # Seconds; auto: where the pose is nearest the photo's.
     start: Annotated[Annotated[float, Field(ge=0.0)] | Literal["auto"], BeforeValidator(read_start)] = 0.0

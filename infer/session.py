@@ -276,6 +276,7 @@ def _denoise(
     """The clip's latents, [1, C, F, h, w]."""
     import torch
 
+    from xdyna.infer.engine.long import anchored, chosen_noise
     from xdyna.infer.engine.predict import ExactPredictor
 
     pipe, sampling, window_batch = loaded.pipe, config.sampling(), config.window_batch
@@ -309,7 +310,12 @@ def _denoise(
         window_batch=window_batch,
         output_type="latent",
         callback_on_step_end=after_step,
-        predictor=ExactPredictor(deterministic=config.deterministic, near_reference=config.near_reference),
+        predictor=anchored(
+            ExactPredictor(deterministic=config.deterministic, near_reference=config.near_reference),
+            pipe.scheduler,
+            config,
+        ),
+        noise=chosen_noise(config, pipe, len(prepared.pose_maps)),
         state=state,
     )
     latents: Tensor = output.frames

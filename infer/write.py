@@ -18,6 +18,7 @@ from xdyna.infer.animate import AnimateJob, OnProgress, Result, compare_path
 from xdyna.infer.finish import Finisher, Image
 from xdyna.infer.load import ModelChoice
 from xdyna.infer.sources import Sources
+from xdyna.infer.steady import SteadyColours
 from xdyna.infer.threads import Ahead
 from xdyna.preprocess.prepare import Prepared
 from xdyna.provenance import provenance
@@ -123,10 +124,11 @@ def _decoded(clip: Clip) -> Iterator[Image]:
     # A batch of one is the one size that no last batch falls short of.
     batch = 1 if clip.config.deterministic else clip.config.vae_batch
     assert batch != "auto"
+    steady = SteadyColours(float(clip.prepared.fps)) if clip.config.steady_colours else None
     with torch.no_grad():
         for frames in clip.pipe.decode_frames(clip.latents, batch):
             pixels = (frames * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            yield from pixels
+            yield from pixels if steady is None else map(steady, pixels)
 
 
 def _record_text(clip: Clip, result: Result) -> str:

@@ -1,19 +1,22 @@
 """What keeps long videos together: steady colours, noise that frames share, anchored colours, windows that go on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from animate_inputs import make_photo, waving_tracks
 from diffusers import DDIMScheduler
 from numpy.typing import NDArray
 from test_metrics_drift import FPS, drifting, scene
 from tiny_models import TINY_SCHEDULER, TINY_WH, tiny_clip, tiny_inputs, tiny_photo, tiny_pipeline
 from torch import Tensor
 
+from xdyna.cli import main
 from xdyna.denoise import Conditioning, predict_clip
 from xdyna.infer.engine.long import (
     NOISES,
@@ -28,6 +31,7 @@ from xdyna.infer.load import build_scheduler
 from xdyna.infer.steady import SteadyColours
 from xdyna.metrics.drift import drift
 from xdyna.metrics.seam import frame_differences, split_differences
+from xdyna.photo import read_photo
 from xdyna.pipeline import XDynaPipeline
 from xdyna.windows import blend_weights, continue_windows, draw_offsets, make_windows
 
@@ -485,3 +489,64 @@ def test_bad_inputs_of_a_continued_clip_are_named(pipe: XDynaPipeline) -> None:
         continue_clip(pipe, tiny_photo(), tiny_clip(10), noise=torch.zeros(1, 4, 9, 12, 8))
     with pytest.raises(ValueError, match="windows of 4 frames that share 4"):
         continue_clip(pipe, tiny_photo(), tiny_clip(10), window=4, overlap=4)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Callable[..., Clip]:
+    """Runs the command with some options and gives its frames; each set of options runs once."""
+    folder = tmp_path_factory.mktemp("long")
+    make_photo(folder / "photo.png")
+    waving_tracks(8, fps=4.0).save(folder / "dance.tracks.npz")
+    done: dict[tuple[str, ...], Clip] = {}
+
+    def run(*options: str) -> Clip:
+        if options not in done:
+            out = folder / str(len(done))
+            inputs = ["--ref", str(folder / "photo.png"), "--tracks", str(folder / "dance.tracks.npz")]
+            command = [
+                "animate",
+                *inputs,
+                "--model",
+                str(tiny_folder),
+                "--window",
+                "6",
+                "--overlap",
+                "2",
+                "-o",
+                str(out),
+            ]
+            assert main([*command, *options]) == 0
+            done[options] = np.stack([read_photo(path) for path in sorted(out.glob("*.png"))])
+        return done[options]
+
+    return run
+
+
+def test_the_command_takes_noise_and_an_anchor(made: Callable[..., Clip]) -> None:
+    plain = made()
+    assert (made("--noise", "independent", "--anchor", "0") == plain).all()  # what this model does anyway
+    others = [made("--noise", kind) for kind in ("shared", "mixed", "shuffled")]
+    others += [made("--anchor", "1"), made("--anchor", "1", "--set", "anchor_to=start")]
+    for number, one in enumerate(others):
+        for other in [plain, *others[:number]]:
+            assert (one != other).any()
+
+
+def test_the_command_steadies_colours_as_the_frames_come(made: Callable[..., Clip], monkeypatch: Any) -> None:
+    plain = made()
+    monkeypatch.setattr("xdyna.infer.steady.TOLERANCE", 0.01)
+    hold = SteadyColours(4.0)
+    wanted = np.stack([hold(frame) for frame in plain])
+    assert (wanted != plain).any()
+    assert (made("--steady-colours") == wanted).all()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--noise", "pink"), ("--anchor", "1.5")])
+def test_the_command_refuses_what_makes_no_sense(
+    made: Callable[..., Clip], capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    assert main(["animate", "--ref", "photo.png", "--tracks", "dance.tracks.npz", option, value]) == 2
+    assert option.strip("-") in capsys.readouterr().err

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xdyna import windows as clip_windows
+from xdyna.configs.animate import AnimateConfig
 from xdyna.denoise import Conditioning, Predictor
 from xdyna.latents import (
     clip_size,
@@ -108,6 +109,17 @@ def shuffled_order(num_driving_frames: int, window: int, overlap: int, stream: t
     return order[:num_driving_frames]
 
 
+def chosen_noise(config: AnimateConfig, pipe: XDynaPipeline, num_driving_frames: int) -> Tensor | None:
+    """The noise that a config (with the model's settings filled in) asks for; None for the model's own."""
+    if config.noise is None:
+        return None
+    sampling = config.sampling()
+    width, height = (side // pipe.vae_scale_factor for side in sampling.size_wh)
+    stream = pipeline_noise_stream(torch.Generator("cpu").manual_seed(config.seed))
+    shape = (pipe.unet.config.in_channels, height, width)
+    return draw_clip_noise(config.noise, num_driving_frames, shape, stream, sampling.window, sampling.overlap)
+
+
 # --- anchor -----------------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +191,13 @@ class AnchoredPredictor:
             wanted_mean, wanted_deviation = (value[:, :, :1] for value in start)
         stretch = (wanted_deviation / deviation.clamp_min(1e-6)) ** strength
         return (clean - mean) * (stretch - 1) + strength * (wanted_mean - mean)
+
+
+def anchored(predictor: Predictor, scheduler: Any, config: AnimateConfig) -> Predictor:
+    """The predictor, held at the anchor that a config (with the model's settings filled in) asks for, if at any."""
+    if config.anchor == 0:
+        return predictor
+    return AnchoredPredictor(predictor, scheduler, config.anchor, config.anchor_to, config.sampling().window)
 
 
 def signal_and_noise(scheduler: Any, timestep: Tensor) -> tuple[float, float]:

@@ -86,6 +86,12 @@ def animate(
     ] = None,
     pose_scale: Annotated[float | None, option("--pose-scale", "Strength of the pose (default 1).", MODEL)] = None,
     face_scale: Annotated[float | None, option("--face-scale", "Strength of the face (default 1).", MODEL)] = None,
+    noise: Annotated[
+        str | None, option("--noise", "independent, shared, mixed or shuffled (default the model's).", MODEL)
+    ] = None,
+    anchor: Annotated[
+        float | None, option("--anchor", "0..1: hold the colours of long videos at the photo's (default 0).", MODEL)
+    ] = None,
     window_batch: Annotated[
         str | None, option("--window-batch", "Windows computed at once, a number or auto (default auto).", MODEL)
     ] = None,
@@ -119,6 +125,9 @@ def animate(
     audio: Annotated[bool | None, option("--audio/--no-audio", "Keep the video's sound (default on).", RESULT)] = None,
     compare: Annotated[
         bool | None, option("--compare", "Also write NAME.compare: photo, driver, pose and result.", RESULT)
+    ] = None,
+    steady_colours: Annotated[
+        bool | None, option("--steady-colours", "Lead colours that go off back to the first second.", RESULT)
     ] = None,
     watermark: Annotated[str | None, option("--watermark", "A visible mark of this text.", RESULT)] = None,
     upscale: Annotated[
