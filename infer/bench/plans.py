@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from xdyna import windows as clip_windows
 from xdyna.configs.animate import AnimateConfig
@@ -48,7 +48,13 @@ class Work:
 
 
 class Plan(Protocol):
-    """A way to a clip."""
+    """A way to a clip.
+
+    Attributes:
+        networks: what it runs.
+    """
+
+    networks: list[nn.Module]
 
     def run(self, on_stretch: OnStretch = ...) -> Tensor:
         """Denoise and decode; returns the final latents [1, C, F, h, w]."""
@@ -116,6 +122,8 @@ class _OwnPipeline:
     def __init__(self, pipe: XDynaPipeline, work: Work) -> None:
         self.pipe = pipe
         self.work = work
+        parts = (pipe.unet, pipe.vae, pipe.pose_controlnet, pipe.face_controlnet)
+        self.networks = [part for part in parts if part is not None]
         self.inputs = draw_inputs(pipe, work.num_frames, work.size_wh)
 
     def _denoise(self, predictor: Any, on_stretch: OnStretch, **settings: Any) -> Tensor:

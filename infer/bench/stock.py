@@ -70,6 +70,7 @@ class DiffusersPlan:
 
     def __init__(self, pipe: XDynaPipeline, work: Work) -> None:
         self.stock = stock_pipeline(pipe)
+        self.networks = [self.stock.unet, self.stock.vae, self.stock.controlnet]
         self.work = work
         self.text = pipe.encode_prompt(None).to(pipe.device, pipe.unet.dtype)
         self.maps = _maps(pipe, work)
