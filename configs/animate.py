@@ -118,8 +118,6 @@ class AnimateConfig(Config):
     preset: PresetName = "exact"  # gives what is not said otherwise of steps, scheduler, guidance and `fast`
     fast: FastConfig = FastConfig()
     small_decoder: Path | None = None  # folder of a diffusers `AutoencoderTiny` that decodes in the VAE's place
-    preview: bool = False  # after each step, write how frames stand to NAME.preview.png
-    weights: Literal["full", "int8"] = "full"  # int8: the linear layers', rounded to 256 levels
 
     # How much each part counts, and over which part of the denoising.
     adapter_scale: Scale = 1.0

@@ -31,7 +31,6 @@ _NOT_COMPARED = {
     "model", "lora", "device", "dtype", "window_batch", "vae_batch", "start", "fps", "stride", "frames", "detector",
     "dwpose_det", "dwpose_pose", "tracks", "pose_maps", "person", "smooth", "align", "face", "official_maps", "codec",
     "audio", "compare", "watermark", "upscale", "save_maps", "preset", "small_decoder",
-    "preview",
 }  # fmt: skip
 
 logger = logging.getLogger("xdyna")

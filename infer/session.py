@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from xdyna.configs.animate import AnimateConfig
+from xdyna.configs.fast import with_preset
 from xdyna.errors import UserError
 from xdyna.infer.animate import AnimateJob, OnProgress, Result
 from xdyna.infer.finish import Finisher
@@ -36,6 +37,7 @@ from xdyna.video import check_output
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import AutoencoderTiny
     from torch import Tensor
 
     from xdyna.pipeline import XDynaPipeline
@@ -118,17 +120,21 @@ class Session:
         began_s = time.monotonic()
         sources = Sources.open(job.reference, job.driving, job.config)
         choice = choose_model(job.config.model)
-        config = job.config.with_model_defaults(choice.defaults())
+        config, notes = with_preset(job.config, choice.defaults())
+        config = config.with_model_defaults(choice.defaults())
+        for note in notes:
+            logger.info("%s", note)
         finish = Finisher(config.sampling().size_wh, config.upscale, config.watermark)
         _check_outputs(job, sources, finish.size_wh)
         device = choose_device(config.device)
         with Work(job.output, restart=restart, ignore=resume is False) as work, _full_memory_told(config, device):
             work.check(job_facts(config, device))
             loaded, prepared = self._load_and_prepare(sources, choice, config, device, on_progress)
+            decoder = _small_decoder(config, loaded.pipe)
             config = _with_batches(config, loaded.pipe, work)
             saving = Saving(work, lambda: all_facts(config, device, loaded.choice, sources, prepared), always=resume)
             latents = _denoise(loaded, config, sources, prepared, saving, on_progress)
-            clip = Clip(job, config, loaded.choice, sources, prepared, finish, loaded.pipe, latents)
+            clip = Clip(job, config, loaded.choice, sources, prepared, finish, loaded.pipe, latents, decoder)
             result = write_clip(clip, on_progress, began_s, beside=self._overlap)
             if resume is not False:
                 work.discard()
@@ -169,7 +175,7 @@ class Session:
             self._loaded = _Loaded(key, choice, pipe, pipe.scheduler)
         loaded = self._loaded
         fresh = type(loaded.scheduler).from_config(loaded.scheduler.config)
-        loaded.pipe.scheduler = fresh if config.scheduler is None else build_scheduler(config.scheduler, fresh)
+        loaded.pipe.scheduler = build_scheduler(config.scheduler, fresh, config.fast.spacing)
         return loaded
 
     def _prepare(
@@ -223,6 +229,8 @@ def _check_outputs(job: AnimateJob, sources: Sources, size_wh: tuple[int, int]) 
 
 def _check_settings(pipe: XDynaPipeline, config: AnimateConfig) -> None:
     """Refuse, in the user's terms, what this model cannot do."""
+    from xdyna.infer.engine.presets import check_fast
+
     sampling = config.sampling()
     try:
         pipe.check_size(*sampling.size_wh)
@@ -242,6 +250,7 @@ def _check_settings(pipe: XDynaPipeline, config: AnimateConfig) -> None:
         raise UserError("--face: this model has no face ControlNet; leave it out")
     if config.adapter_scale != 1 and pipe.dynamics_adapter is None:
         raise UserError("--adapter-scale: this model has no Dynamics-Adapter; leave it out")
+    check_fast(pipe, config)
     if config.near_reference and pipe.dynamics_adapter is None:
         raise UserError("--near-reference: this model has no Dynamics-Adapter; leave it out")
     if config.near_reference and not pipe.unet.config.pool_group_norm:
@@ -253,6 +262,13 @@ def _check_settings(pipe: XDynaPipeline, config: AnimateConfig) -> None:
 
 def _wants_face(choice: ModelChoice, config: AnimateConfig) -> bool:
     return choice.has("face_controlnet") and config.face is not False and config.face_scale > 0
+
+
+def _small_decoder(config: AnimateConfig, pipe: XDynaPipeline) -> AutoencoderTiny | None:
+    """What decodes in the VAE's place, if the config names it."""
+    from xdyna.infer.engine.small_decoder import load_small_decoder
+
+    return None if config.small_decoder is None else load_small_decoder(config.small_decoder, pipe)
 
 
 def _with_batches(config: AnimateConfig, pipe: XDynaPipeline, work: Work) -> AnimateConfig:
@@ -277,15 +293,17 @@ def _denoise(
     import torch
 
     from xdyna.infer.engine.long import anchored, chosen_noise
-    from xdyna.infer.engine.predict import ExactPredictor
+    from xdyna.infer.engine.presets import build_predictor
 
     pipe, sampling, window_batch = loaded.pipe, config.sampling(), config.window_batch
     assert window_batch != "auto"
+    predictor = build_predictor(config)
     state = saving.begin()
     on_progress("denoise", 0 if state is None else state.step, sampling.steps)
 
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        saving.after_step(pipe, step, tensors["latents"])
+        if predictor.starts_afresh(step + 1):
+            saving.after_step(pipe, step, tensors["latents"])
         on_progress("denoise", step + 1, pipe.num_timesteps)
         return {}
 
@@ -310,11 +328,7 @@ def _denoise(
         window_batch=window_batch,
         output_type="latent",
         callback_on_step_end=after_step,
-        predictor=anchored(
-            ExactPredictor(deterministic=config.deterministic, near_reference=config.near_reference),
-            pipe.scheduler,
-            config,
-        ),
+        predictor=anchored(predictor, pipe.scheduler, config),
         noise=chosen_noise(config, pipe, len(prepared.pose_maps)),
         state=state,
     )

@@ -25,6 +25,7 @@ from xdyna.provenance import provenance
 from xdyna.video import VideoWriter, side_by_side
 
 if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny
     from torch import Tensor
 
     from xdyna.pipeline import XDynaPipeline
@@ -43,6 +44,7 @@ class Clip:
         finish: what is done to each frame.
         pipe: decodes.
         latents: [1, C, F, h, w].
+        decoder: decodes in the VAE's place, if there is one.
     """
 
     job: AnimateJob
@@ -53,6 +55,7 @@ class Clip:
     finish: Finisher
     pipe: XDynaPipeline
     latents: Tensor
+    decoder: AutoencoderTiny | None = None
 
 
 def write_clip(clip: Clip, on_progress: OnProgress, began_s: float, *, beside: bool = True) -> Result:
@@ -126,7 +129,7 @@ def _decoded(clip: Clip) -> Iterator[Image]:
     assert batch != "auto"
     steady = SteadyColours(float(clip.prepared.fps)) if clip.config.steady_colours else None
     with torch.no_grad():
-        for frames in clip.pipe.decode_frames(clip.latents, batch):
+        for frames in clip.pipe.decode_frames(clip.latents, batch, clip.decoder):
             pixels = (frames * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             yield from pixels if steady is None else map(steady, pixels)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DiffusionPipeline
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput, logging
@@ -265,21 +265,25 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return ((latents - shift) * self.vae.config.scaling_factor).unsqueeze(2)
 
     @torch.no_grad()
-    def decode_frames(self, latents: Tensor, vae_batch: int = 1) -> Iterator[Tensor]:
+    def decode_frames(
+        self, latents: Tensor, vae_batch: int = 1, decoder: AutoencoderTiny | None = None
+    ) -> Iterator[Tensor]:
         """Decode a clip as a stream, `vae_batch` frames at a time.
 
         Args:
             latents: [1, C, F, h, w].
             vae_batch: frames per call of the VAE.
+            decoder: decodes in the VAE's place.
 
         Yields:
             float32 [n, 3, H, W], 0..1, n up to `vae_batch`.
         """
-        shift = self.vae.config.shift_factor or 0.0
+        vae = self.vae if decoder is None else decoder
+        shift = vae.config.shift_factor or 0.0
         device = self._execution_device  # diffusers walks through every module for it: not once per frame
         for frames in latents[0].transpose(0, 1).split(vae_batch):
-            scaled = (frames / self.vae.config.scaling_factor + shift).to(device, self.vae.dtype)
-            decoded = self.vae.decode(scaled).sample
+            scaled = (frames / vae.config.scaling_factor + shift).to(device, vae.dtype)
+            decoded = vae.decode(scaled).sample
             yield (decoded.float() / 2 + 0.5).clamp(0, 1)
 
     def _text(

@@ -92,6 +92,13 @@ def animate(
     anchor: Annotated[
         float | None, option("--anchor", "0..1: hold the colours of long videos at the photo's (default 0).", MODEL)
     ] = None,
+    preset: Annotated[
+        str | None,
+        option("--preset", "exact, balanced, fast or turbo (default exact; docs/fast.md).", MODEL),
+    ] = None,
+    small_decoder: Annotated[
+        Path | None, option("--small-decoder", "Folder of an AutoencoderTiny that decodes, for previews.", MODEL)
+    ] = None,
     window_batch: Annotated[
         str | None, option("--window-batch", "Windows computed at once, a number or auto (default auto).", MODEL)
     ] = None,
