@@ -9,8 +9,9 @@ Image = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
 DEFAULT_SETTLE_S = 4.0
-#: Differences up to this, root mean square over the picture in grey levels, are not drift and are left alone.
-TOLERANCE = 1.0
+#: Differences up to this, root mean square over the picture in grey levels, are left alone: who moves about in a
+#: picture without drift changes its averages by as much.
+TOLERANCE = 2.0
 #: Variance, grey levels squared, that is added on both sides of a match: what is flat is shifted, not stretched.
 FLOOR = 4.0
 #: The strongest change of a colour direction's spread.

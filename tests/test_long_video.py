@@ -86,30 +86,32 @@ def test_without_drift_no_byte_changes(seed: int) -> None:
     assert (steadied(noisy) == noisy).all()
 
 
-def test_someone_who_walks_about_changes_hardly_anything() -> None:
-    """A red disc over the picture, now here, now there: no frame is off by more than a grey level."""
+def test_someone_who_walks_about_changes_nothing() -> None:
+    """A red disc over the picture, now here, now there: no byte changes."""
     clip = scene(20)
     for number, frame in enumerate(clip):
         middle = (int(16 + 9 * np.sin(number * 0.9)), int(12 + 4 * np.cos(number * 0.37)))
         cv2.circle(frame, middle, 5, (200, 40, 40), -1)
-    assert np.abs(steadied(clip).astype(int) - clip).max() <= 1
+    assert (steadied(clip) == clip).all()
 
 
-@pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation", "tint"])
-def test_drift_is_led_back(kind: str) -> None:
-    clip = drifting(scene(40), kind, 30)
+@pytest.mark.parametrize(
+    ("kind", "strength"), [("brightness", 40), ("contrast", 60), ("saturation", 100), ("tint", 40)]
+)
+def test_drift_is_led_back(kind: str, strength: float) -> None:
+    clip = drifting(scene(40), kind, strength)
     before, after = drift(clip, FPS).row(), drift(steadied(clip), FPS).row()
     for name in ("dE at the end", "dE per minute", "histogram at the end", "worst histogram"):
         assert after[name] < 0.4 * before[name]
-    assert before["worst histogram"] > 2.5
-    assert after["worst histogram"] < 4.1
+    assert before["worst histogram"] > 5
+    assert after["worst histogram"] < 7
 
 
 def test_what_is_left_is_the_lag_of_the_average_and_the_tolerance() -> None:
-    """A ramp of r grey levels per second is followed `settle_s` seconds late; a grey level is left alone."""
+    """A ramp of r grey levels per second is followed `settle_s` seconds late; two grey levels are left alone."""
     clip = drifting(np.full((int(60 * FPS), 8, 8, 3), 60, np.uint8), "brightness", 120)
     left = float(steadied(clip)[-1].mean() - clip[:6].mean())
-    assert left == pytest.approx(120 / 60 * 4 + 1, abs=0.6)
+    assert left == pytest.approx(120 / 60 * 4 + 2, abs=0.6)
 
 
 def test_a_flash_passes_and_a_lasting_change_fades() -> None:
