@@ -189,7 +189,8 @@ def _aligned(world: World, case: Case, still: ClipSpec, driver: ClipSpec) -> Cas
     right, down = (wanted.joints_xy[both] - truth.joints_xy[both]).mean(0) / np.asarray(world.size_wh)
     camera = replace(camera, middle=camera.middle + float(right), ground=camera.ground + float(down))
     placed = _case(world, case.mode, still, replace(case.spec, camera=camera), case.times_s, case.name)
-    return replace(placed, wanted=wanted, pose_maps=ready.pose_maps, face_maps=ready.face_maps)
+    face = None if ready.face_maps is None else (np.asarray(ready.face_maps[0]), np.asarray(ready.face_maps[1]))
+    return replace(placed, wanted=wanted, pose_maps=np.asarray(ready.pose_maps), face_maps=face)
 
 
 def _drawn(world: World, spec: ClipSpec, times_s: NDArray[np.float64]) -> Clip:
