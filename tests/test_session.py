@@ -72,7 +72,7 @@ class Calls:
 
 def test_a_session_writes_the_bytes_of_single_jobs(job: AnimateJob, tmp_path: Path, inputs: Path) -> None:
     variants: list[dict[str, Any]] = [
-        {}, {"seed": 7}, {"scheduler": "dpm++"}, {"compare": True, "guidance": 2.0}, {"dtype": "bfloat16"}, {},
+        {}, {"seed": 7}, {"compare": True, "guidance": 2.0}, {"dtype": "bfloat16", "scheduler": "dpm++"}, {},
     ]  # fmt: skip
     jobs = [with_settings(job, tmp_path / f"{number}.mp4", **some) for number, some in enumerate(variants)]
     jobs[1] = replace(jobs[1], reference=inputs / "other.png")
@@ -81,13 +81,11 @@ def test_a_session_writes_the_bytes_of_single_jobs(job: AnimateJob, tmp_path: Pa
         animate(one)
         alone.append(digests(one))
     alone.append(alone[0])
-    for overlap in (True, False):
+    for overlap, tried in ((True, jobs), (False, jobs[:3])):
         with Session(overlap=overlap) as session:
-            for one in jobs:
+            for one in tried:
                 session.run(one)
-        together = [digests(one) for one in jobs]
-        assert [one[:-1] for one in together] == [one[:-1] for one in alone]
-        assert [one[-1] for one in together[:-1]] == [one[-1] for one in alone[:-1]], "the records too"
+        assert [digests(one) for one in tried] == alone[: len(tried)], f"overlap {overlap}"
 
 
 def test_a_manifest_loads_and_encodes_once(
@@ -230,7 +228,7 @@ def test_ctrl_c_removes_what_is_half_written(job: AnimateJob, tmp_path: Path, st
 
 
 def test_deterministic_batches_change_no_byte(job: AnimateJob, tmp_path: Path) -> None:
-    whole = {"deterministic": True, "frames": None, "window": 4, "guidance": 2.0}
+    whole = {"deterministic": True, "frames": None, "window": 4, "guidance": 2.0, "steps": 1}
     jobs = [
         with_settings(job, tmp_path / f"{number}.gif", window_batch=windows, vae_batch=frames, **whole)
         for number, (windows, frames) in enumerate([("auto", "auto"), (2, 4), (3, 64)])
@@ -255,8 +253,8 @@ def test_batches_are_used(job: AnimateJob, tmp_path: Path, monkeypatch: pytest.M
         rows.append(len(sample))
         return true_forward(self, sample, *args, **kwargs)
 
-    def decode_frames(self: XDynaPipeline, latents: Any, vae_batch: int = 1) -> Any:
-        for part in true_decode(self, latents, vae_batch):
+    def decode_frames(self: XDynaPipeline, *args: Any) -> Any:
+        for part in true_decode(self, *args):
             decoded.append(len(part))
             yield part
 
@@ -270,7 +268,7 @@ def test_batches_are_used(job: AnimateJob, tmp_path: Path, monkeypatch: pytest.M
 def test_near_reference_where_it_applies(job: AnimateJob, tmp_path: Path) -> None:
     """The model of these tests pools its norm over a window's frames."""
     jobs = [
-        with_settings(job, tmp_path / f"{near}.gif", frames=None, window=4, near_reference=near)
+        with_settings(job, tmp_path / f"{near}.gif", frames=None, window=4, steps=1, near_reference=near)
         for near in (False, True)
     ]
     with Session() as session:
