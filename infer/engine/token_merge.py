@@ -98,10 +98,10 @@ def match(
     (height, width), (batch, count, _) = grid_hw, tokens.shape
     if height * width != count:
         raise ValueError(f"{count} tokens, wanted {height} x {width}")
-    places = torch.arange(count, device=tokens.device).view(height, width)
-    corner = torch.zeros(height, width, dtype=torch.bool, device=tokens.device)
+    # On the CPU: how many there are must be known without waiting for a GPU.
+    corner = torch.zeros(height, width, dtype=torch.bool)
     corner[::2, ::2] = True
-    target, source = places[corner], places[~corner]
+    target, source = (torch.arange(count)[mask.flatten()].to(tokens.device) for mask in (corner, ~corner))
     num_merged = min(int(share * count), len(source))
     best, nearest = _nearest(tokens[:, source], tokens[:, target])
     order = best.argsort(dim=1, descending=True, stable=True)
