@@ -73,7 +73,7 @@ def run_outermost(
     frames = sample.shape[2]
     layout = FrameLayout(0, frames) if reference_cache is not None else FrameLayout(1, frames - 1)
     keywords = {"frames": layout, "reference_cache": reference_cache, "record": record}
-    attention = {
+    attention: dict[str, Any] = {
         "encoder_hidden_states": context.repeat_interleave(frames, dim=0), "cross_attention_kwargs": keywords
     }  # fmt: skip
     halves = len(context) // len(sample)

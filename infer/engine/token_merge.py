@@ -133,6 +133,6 @@ def _nearest(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine similarity [B, S] of each source to the target most like it, and that target's number."""
     parts = [
         (F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).transpose(1, 2)).max(dim=2)
-        for a, b in zip(source.split(FRAMES), target.split(FRAMES), strict=True)
+        for a, b in zip(torch.split(source, FRAMES), torch.split(target, FRAMES), strict=True)
     ]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
