@@ -21,7 +21,6 @@ STAGES = (
     ("vae", "train/tiny-vae"),
     ("image", "train/tiny-image"),
     ("image", "train/tiny-motion"),
-    ("s_face_controlnet", "train/tiny-face"),
 )
 
 
@@ -32,7 +31,7 @@ def main(*, resume: bool) -> None:
         import_module(f"xdyna.train.recipes.{recipe}").train(config, resume=resume)
     out = ROOT / "xdyna" / "weights" / "tiny"
     # Its scenes repeat every 12 frames: windows of 16 that share 4 have to begin at whole loops.
-    count = export_pipeline(Path("runs/tiny-face/model"), out, {"schedule": "grid"})
+    count = export_pipeline(Path("runs/tiny-motion/model"), out, {"schedule": "grid"})
     print(f"{out}: {count:,} parameters")
 
 

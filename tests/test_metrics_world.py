@@ -77,7 +77,7 @@ def test_regions_lie_on_the_person_and_move_along() -> None:
 
 def test_no_run_draws_or_shows_what_is_measured() -> None:
     """Training counts its samples from 0, what it validates on and shows from `held_out`; measured clips lie beyond."""
-    tiny = {"tiny-vae": "vae", "tiny-image": "image", "tiny-motion": "image", "tiny-face": "s_face_controlnet"}
+    tiny = {"tiny-vae": "vae", "tiny-image": "image", "tiny-motion": "image"}
     configs = [kind() for kind in RECIPES.values()]
     configs += [
         load_config(RECIPES[tiny.get(path.stem, path.stem)], path)
