@@ -82,6 +82,12 @@ def test_official_plan_evaluates_controlnets_in_every_window_for_both_halves(
     assert len(work().windows()) == 2
 
 
+def test_our_own_windows_on_request(empty: XDynaPipeline) -> None:
+    windows = [make_plan(name, empty, work(30)).work.windows() for name in ("ours", "ours-open")]
+    assert windows[0][-1][-1] == 9  # wraps
+    assert windows[1][-1][-1] == 29
+
+
 def test_stock_unet_runs_our_very_weights() -> None:
     """One frame, norms per frame and nothing attached: then both UNets are the same function."""
     ours = small_unet(pool_group_norm=False, norm_num_groups=16)  # the stock one has one number of groups for all

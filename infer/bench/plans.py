@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,9 +51,11 @@ class Plan(Protocol):
     """A way to a clip.
 
     Attributes:
+        work: what is asked of it.
         networks: what it runs.
     """
 
+    work: Work
     networks: list[nn.Module]
 
     def run(self, on_stretch: OnStretch = ...) -> Tensor:
@@ -192,5 +194,6 @@ def make_plan(name: str, pipe: XDynaPipeline, work: Work) -> Plan:
         "diffusers": DiffusersPlan,
         "freenoise": FreeNoisePlan,
         "ours": OurPlan,
+        "ours-open": lambda pipe, work: OurPlan(pipe, replace(work, schedule="open")),
     }
     return plans[name](pipe, work)

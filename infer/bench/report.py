@@ -19,7 +19,8 @@ _PLANS = {
     "averaged; **without** reference, Dynamics-Adapter and image prompt",
     "freenoise": "the same pipeline with FreeNoise, the clip in one piece; **without** reference, Dynamics-Adapter and "
     "image prompt",
-    "ours": "the engine's exact mode, the default of `xdyna animate`",
+    "ours": "the engine's exact mode, the default of `xdyna animate`, on the windows of the other plans",
+    "ours-open": "the same on our own windows, which never wrap",
 }
 
 

@@ -31,7 +31,8 @@ def bench(
         str | None, typer.Option("--schedule", help="Windows of all plans: closed (official, default) or open.")
     ] = None,
     plans: Annotated[
-        str | None, typer.Option("--plans", help="Of official,diffusers,freenoise,ours (default all).")
+        str | None,
+        typer.Option("--plans", help="Of official,diffusers,freenoise,ours,ours-open (default all but the last)."),
     ] = None,
     repeats: Annotated[int | None, typer.Option("--repeats", help="Rounds (default 2).")] = None,
     flops_only: Annotated[
