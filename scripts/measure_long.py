@@ -66,6 +66,8 @@ def main() -> None:
             make = make_continued if name == "continue" else make_by_command
             make(name, folder, tracks, args.model)
         clips[name] = np.stack([read_photo(path) for path in sorted(folder.glob("*.png"))])
+    if "continue" in clips:
+        clips["continue, steady colours"] = steadied(clips["continue"])
     print_variants(clips, args.model)
     if "plain" in clips:
         print_steady(clips["plain"])
@@ -110,7 +112,7 @@ def print_variants(clips: dict[str, Clip], model: str) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name, frames in clips.items():
         row = drift(frames, FPS).row()
-        if name == "continue":  # a window's own frames begin where the finished ones end
+        if name.startswith("continue"):  # a window's own frames begin where the finished ones end
             pieces = make_windows("continue", len(frames), sampling.window, sampling.overlap)
             borders = [piece[-1] for piece in pieces[:-1]]
         else:
