@@ -47,6 +47,16 @@ def read_batch(value: Any) -> Any:
     return value
 
 
+def read_vram(value: Any) -> Any:
+    """Text other than ``auto`` is a number of GiB."""
+    if isinstance(value, str) and value != "auto":
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError("wanted a number of GiB, or auto") from None
+    return value
+
+
 def read_start(value: Any) -> Any:
     """Text other than ``auto`` is a number of seconds."""
     if isinstance(value, str) and value != "auto":
@@ -111,6 +121,8 @@ class AnimateConfig(Config):
     # How the work is done. Batches change speed and memory, and results only by rounding.
     window_batch: Batch = "auto"  # windows per call of the networks; auto: by free memory
     vae_batch: Batch = "auto"  # frames per call of the VAE; auto: by free memory
+    # GiB of the device that may be used; auto: what is free on a GPU, no limit elsewhere (docs/memory.md).
+    vram: Annotated[Annotated[float, Field(gt=0.0)] | Literal["auto"], BeforeValidator(read_vram)] = "auto"
     deterministic: bool = False  # batches of one size: then neither of these changes a byte
     near_reference: bool = False  # the reference once a step where the model's norm is pooled over frames; inexact
 

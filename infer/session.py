@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
     from torch import Tensor
 
+    from xdyna.infer.engine.fit import Fitted
+    from xdyna.infer.engine.memory import Shapes
+    from xdyna.infer.engine.plan import Plan
     from xdyna.pipeline import XDynaPipeline
 
 logger = logging.getLogger("xdyna")
@@ -57,6 +60,7 @@ class _Loaded:
         references: clean latents of a photo, by its pixels at the model's size and by seed.
         prompts: text embeddings.
         images: hidden states of the image encoder, by the photo's pixels.
+        shapes: to count memory with, once it is counted.
     """
 
     key: Hashable
@@ -66,6 +70,7 @@ class _Loaded:
     references: Kept[Tensor] = field(default_factory=lambda: Kept(32))
     prompts: Kept[Tensor] = field(default_factory=lambda: Kept(32))
     images: Kept[tuple[Tensor, Tensor | None]] = field(default_factory=lambda: Kept(16))
+    shapes: Shapes | None = None
 
 
 @dataclass(frozen=True)
@@ -130,15 +135,35 @@ class Session:
         with Work(job.output, restart=restart, ignore=resume is False) as work, _full_memory_told(config, device):
             work.check(job_facts(config, device))
             loaded, prepared = self._load_and_prepare(sources, choice, config, device, on_progress)
+            plan = _plan(config, loaded, device, len(prepared.pose_maps), prepared.face_maps is not None, work)
+            config = config.model_copy(update={"window_batch": plan.window_batch, "vae_batch": plan.vae_batch})
+            logger.info("%s", plan.line())
+            from xdyna.infer.engine.fit import Fitted
+
+            fitted = Fitted(loaded.pipe, device, plan, fixed=config.deterministic, may_part=_may_part(config))
             decoder = _small_decoder(config, loaded.pipe)
-            config = _with_batches(config, loaded.pipe, work)
             saving = Saving(work, lambda: all_facts(config, device, loaded.choice, sources, prepared), always=resume)
-            latents = _denoise(loaded, config, sources, prepared, saving, on_progress)
-            clip = Clip(job, config, loaded.choice, sources, prepared, finish, loaded.pipe, latents, decoder)
+            latents = _denoise(loaded, config, sources, prepared, saving, fitted, on_progress)
+            clip = Clip(job, config, loaded.choice, sources, prepared, finish, loaded.pipe, latents, decoder, fitted)
             result = write_clip(clip, on_progress, began_s, beside=self._overlap)
             if resume is not False:
                 work.discard()
             return result
+
+    def plan(self, job: AnimateJob) -> str:
+        """One line: how a job would be fitted into memory, with what was counted. Nothing is written.
+
+        Raises:
+            UserError: as for `run`, as far as it can be told before the clip is looked at.
+        """
+        sources = Sources.open(job.reference, job.driving, job.config)
+        choice = choose_model(job.config.model)
+        config = with_preset(job.config, choice.defaults())[0].with_model_defaults(choice.defaults())
+        device = choose_device(config.device)
+        loaded = self._load(choice, config, device)
+        _check_settings(loaded.pipe, config)
+        face = sources.driving is not None and _wants_face(choice, config)
+        return _plan(config, loaded, device, sources.num_frames(config), face, count=True).line()
 
     def _load_and_prepare(
         self,
@@ -163,6 +188,8 @@ class Session:
 
     def _load(self, choice: ModelChoice, config: AnimateConfig, device: torch.device) -> _Loaded:
         """The model of a config with a scheduler as good as new: the one that is loaded, or another in its place."""
+        import torch
+
         dtype = choose_dtype(config.dtype, device)
         loras = [split_lora(text) for text in config.lora]
         key = (
@@ -171,7 +198,9 @@ class Session:
         )  # fmt: skip
         if self._loaded is None or self._loaded.key != key:
             self._loaded = None  # two do not fit where one just does
-            pipe = load_pipeline(choice, config.model_copy(update={"scheduler": None}), device, dtype)
+            # A GPU gets them once a plan says what of it.
+            first = torch.device("cpu") if device.type == "cuda" else device
+            pipe = load_pipeline(choice, config.model_copy(update={"scheduler": None}), first, dtype)
             self._loaded = _Loaded(key, choice, pipe, pipe.scheduler)
         loaded = self._loaded
         fresh = type(loaded.scheduler).from_config(loaded.scheduler.config)
@@ -271,14 +300,47 @@ def _small_decoder(config: AnimateConfig, pipe: XDynaPipeline) -> AutoencoderTin
     return None if config.small_decoder is None else load_small_decoder(config.small_decoder, pipe)
 
 
-def _with_batches(config: AnimateConfig, pipe: XDynaPipeline, work: Work) -> AnimateConfig:
-    """The config with the batches that `auto` means here, or meant where the work began: the record repeats the run."""
-    from xdyna.infer.engine.plan import plan_batches
+def _plan(
+    config: AnimateConfig,
+    loaded: _Loaded,
+    device: torch.device,
+    num_frames: int,
+    face: bool,
+    work: Work | None = None,
+    *,
+    count: bool = False,
+) -> Plan:
+    """What the job does about memory: counted where there is a limit, or where asked to."""
+    from xdyna.infer.engine.memory import Shapes
+    from xdyna.infer.engine.plan import GIB, Plan, make_plan, work_of
+    from xdyna.infer.engine.predict import DEFAULT_FEATURES_BYTES
 
-    if config.window_batch == "auto" and (begun := work.saved_fact("window_batch")) is not None:
-        config = config.model_copy(update={"window_batch": begun})
-    windows, frames = plan_batches(config, pipe)
-    return config.model_copy(update={"window_batch": windows, "vae_batch": frames})
+    # The batch of work that goes on is the one it began with: another would change its bytes.
+    begun = work.saved_fact("window_batch") if work is not None and config.window_batch == "auto" else None
+    windows = begun or (None if config.window_batch == "auto" else config.window_batch)
+    frames = None if config.vae_batch == "auto" else config.vae_batch
+    if device.type != "cuda" and config.vram == "auto" and not count:
+        return Plan(device.type, str(loaded.pipe.unet.dtype).removeprefix("torch."), windows or 1, frames or 1)
+    if loaded.shapes is None:
+        loaded.shapes = Shapes(loaded.pipe)
+    return make_plan(
+        loaded.shapes,
+        work_of(config, num_frames, face=face, schedule=loaded.pipe.config.schedule),
+        device,
+        budget=None if config.vram == "auto" else int(config.vram * GIB),
+        window_batch=windows,
+        vae_batch=frames,
+        features_bytes=DEFAULT_FEATURES_BYTES,
+        may_part=_may_part(config),
+    )
+
+
+def _may_part(config: AnimateConfig) -> bool:
+    """Whether the halves of guidance can run apart: what takes from step to step looks into the UNet."""
+    from xdyna.infer.engine.predict import ExactPredictor
+    from xdyna.infer.engine.presets import build_predictor
+
+    return type(build_predictor(config)) is ExactPredictor
 
 
 def _denoise(
@@ -287,6 +349,7 @@ def _denoise(
     sources: Sources,
     prepared: Prepared,
     saving: Saving,
+    fitted: Fitted,
     on_progress: OnProgress,
 ) -> Tensor:
     """The clip's latents, [1, C, F, h, w]."""
@@ -328,7 +391,7 @@ def _denoise(
         window_batch=window_batch,
         output_type="latent",
         callback_on_step_end=after_step,
-        predictor=anchored(predictor, pipe.scheduler, config),
+        predictor=fitted.predictor(anchored(predictor, pipe.scheduler, config)),
         noise=chosen_noise(config, pipe, len(prepared.pose_maps)),
         state=state,
     )

@@ -89,6 +89,14 @@ class Sources:
         assert self.tracks is not None
         return Fraction(self.tracks.fps).limit_denominator(1001)
 
+    def num_frames(self, config: AnimateConfig) -> int:
+        """How many frames a job will have, as far as its files tell."""
+        clip = self.pose_maps or self.driving
+        if clip is None:
+            assert self.tracks is not None
+            return len(self.tracks)
+        return min(clip.num_expected, config.frames or clip.num_expected)
+
     def prepare(
         self, config: AnimateConfig, *, face: bool, on_progress: OnProgress, found: Found | None = None, say: Say = _log
     ) -> Prepared:

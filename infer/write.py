@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
     from torch import Tensor
 
+    from xdyna.infer.engine.fit import Fitted
     from xdyna.pipeline import XDynaPipeline
 
 
@@ -45,6 +46,7 @@ class Clip:
         pipe: decodes.
         latents: [1, C, F, h, w].
         decoder: decodes in the VAE's place, if there is one.
+        fitted: the memory plan in force, if there is one.
     """
 
     job: AnimateJob
@@ -56,6 +58,7 @@ class Clip:
     pipe: XDynaPipeline
     latents: Tensor
     decoder: AutoencoderTiny | None = None
+    fitted: Fitted | None = None
 
 
 def write_clip(clip: Clip, on_progress: OnProgress, began_s: float, *, beside: bool = True) -> Result:
@@ -129,7 +132,11 @@ def _decoded(clip: Clip) -> Iterator[Image]:
     assert batch != "auto"
     steady = SteadyColours(float(clip.prepared.fps)) if clip.config.steady_colours else None
     with torch.no_grad():
-        for frames in clip.pipe.decode_frames(clip.latents, batch, clip.decoder):
+        if clip.fitted is None:
+            decoded = clip.pipe.decode_frames(clip.latents, batch, clip.decoder)
+        else:
+            decoded = clip.fitted.decode(clip.latents, clip.decoder)
+        for frames in decoded:
             pixels = (frames * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             yield from pixels if steady is None else map(steady, pixels)
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 
-class Alive(TorchDispatchMode):
+class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the bytes of all tensors that operations make in a `with` block, until they are gone.
 
     Tensors need not have numbers: on the meta device the bytes they would take are followed.
@@ -25,7 +25,7 @@ class Alive(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor] = (), device: str | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._device = device
         storages = [tensor.untyped_storage() for tensor in known]

@@ -43,8 +43,9 @@ class Control:
         return self.scale != 0 and step / num_steps >= self.start and (step + 1) / num_steps <= self.end
 
     def condition(self, window: Sequence[int]) -> Tensor:
-        """[1, c, F, H, W], 0..1."""
-        parts = [clip.window(window, self.net.device, self.net.dtype) for clip in self.clips]
+        """[1, c, F, H, W], 0..1, where the ControlNet runs, wherever its weights lie between its runs."""
+        device = getattr(getattr(self.net, "_hf_hook", None), "execution_device", None)
+        parts = [clip.window(window, device or self.net.device, self.net.dtype) for clip in self.clips]
         return torch.cat(parts, dim=1)
 
 
@@ -168,7 +169,7 @@ def blend_windows(
     if not guided:
         return total
     negative, positive = total.chunk(2)
-    return negative + guidance_scale * (positive - negative)
+    return negative.add_(positive.sub_(negative).mul_(guidance_scale))  # in place: each is as large as the clip
 
 
 def predict_windows(

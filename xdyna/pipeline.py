@@ -564,6 +564,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             if mask is None:
                 mask = draw_mask(drawn, frame_shape, mask_stream, self.config.start_keep).expand(clip_shape)
             latents = initial_latents(reference_latents, noise, mask, self.scheduler, timesteps[0])
+        del noise, mask  # as large as the latents of the whole clip
         latents = latents.to(device, torch.float32)
         extra = self._extra_step_kwargs(step_stream, eta)
         self._step_stream = step_stream

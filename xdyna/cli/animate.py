@@ -105,6 +105,12 @@ def animate(
     vae_batch: Annotated[
         str | None, option("--vae-batch", "Frames decoded at once, a number or auto (default auto).", MODEL)
     ] = None,
+    vram: Annotated[
+        str | None, option("--vram", "GiB of the device to fit into, or auto: what is free (default auto).", MODEL)
+    ] = None,
+    plan: Annotated[
+        bool, option("--plan", "Only print how the job would be fitted into memory, and write nothing.", MODEL)
+    ] = False,
     deterministic: Annotated[
         bool | None, option("--deterministic", "Batches of one size: the same bytes for any --*-batch.", MODEL)
     ] = None,
@@ -173,6 +179,8 @@ def animate(
     """
     options = {key: context.params[key] for key in AnimateConfig.model_fields if key in context.params}
     settings = _Settings(config, overrides or [], options)
+    if plan and (jobs is not None or list_people is not None):
+        raise UserError("--plan: is for one job; wanted no --jobs and no --list-people")
     if jobs is not None:
         if ref or pose_video or list_people:
             raise UserError(
@@ -186,6 +194,9 @@ def animate(
         _list_people(pose_video, settings, list_people, as_json=as_json)
     else:
         job = Job(ref=_wanted(ref, "--ref", "the photo of the person to animate"), pose_video=pose_video)
+        if plan:
+            _print_plan(job, settings, output or Path("out.mp4"), as_json=as_json)
+            return
         runner = _Runner(settings, as_json=as_json, resume=resume, restart=restart)
         _animate_one(job, runner, output or Path("out.mp4"))
 
@@ -242,6 +253,18 @@ def _animate_one(job: Job, runner: _Runner, output: Path) -> None:
         report = runner.run(job, output, session)
     if runner.as_json:
         emit_json(report)
+
+
+def _print_plan(job: Job, settings: _Settings, output: Path, *, as_json: bool) -> None:
+    config = settings.resolve(job)
+    from xdyna.infer.animate import AnimateJob
+    from xdyna.infer.session import Session
+
+    with Session() as session:
+        line = session.plan(AnimateJob(job.ref, job.pose_video, output, config))
+    announce(line)
+    if as_json:
+        emit_json({"plan": line})
 
 
 def _animate_all(jobs: list[Job], runner: _Runner, folder: Path, retries: int) -> None:
