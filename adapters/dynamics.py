@@ -57,11 +57,7 @@ class DynamicsAttnProcessor:
             key, value = reference_cache[self.site]
         else:
             key, value = key[:: frames.total], value[:: frames.total]
-        # All frames of a clip are queries of one attention: the reference's keys need not be repeated per frame.
-        query = attn.to_q_ref(hidden_states).unflatten(0, (-1, frames.total)).flatten(1, 2)
-        if len(key) < len(query):  # a cached reference that several clips share
-            key, value = (x.repeat_interleave(len(query) // len(x), dim=0) for x in (key, value))
-        read = attend(query, key, value, attn.heads).unflatten(1, (frames.total, -1)).flatten(0, 1)
+        read = attend(attn.to_q_ref(hidden_states), key, value, attn.heads)  # all frames of a clip share one key
         return own + self.scale * attn.to_out_ref(read)
 
 

@@ -48,7 +48,7 @@ class ImagePromptAttnProcessor:
         reference_cache: ReferenceCache | None = None,
         record: ReferenceCache | None = None,
     ) -> Tensor:
-        """[B*F, N, C] with context [B*F, T + n, D] -> [B*F, N, C]."""
+        """[B*F, N, C] with context [B, T + n, D] -> [B*F, N, C]."""
         if encoder_hidden_states is None:
             raise ValueError("image tokens belong to a cross-attention, got a call without context")
         text = encoder_hidden_states[:, : -self.num_image_tokens]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel
 from torch import Tensor
 
+from xdyna.attention import FrameAttnProcessor, spatial_sites
 from xdyna.fork import fork_in_block, repeat_rows
 from xdyna.unet import fold, unfold
 
@@ -44,7 +45,7 @@ def control_residuals(
         controlnet: its inputs are single frames.
         latents: noisy driving frames [B, C, F, h, w], without the reference.
         timestep: one number or [B].
-        text: text tokens [B, T, D] (no image tokens), repeated for every frame here.
+        text: text tokens [B, T, D] (no image tokens).
         condition: [B or 1, c, F, H, W], 0..1.
         scale: strength.
 
@@ -62,7 +63,7 @@ def control_residuals(
     down, mid = controlnet(
         fold(latents),
         timestep,
-        encoder_hidden_states=text.repeat_interleave(num_frames, dim=0),
+        encoder_hidden_states=_text_for_frames(controlnet, text, num_frames),
         controlnet_cond=fold(condition.expand(batch, -1, -1, -1, -1)),
         conditioning_scale=scale,
         return_dict=False,
@@ -99,7 +100,7 @@ def frame_residuals(
     if config.class_embed_type or config.addition_embed_type or config.global_pool_conditions:
         raise ValueError("this ControlNet is conditioned on more than timestep, text and maps; use control_residuals")
     temb = controlnet.time_embedding(controlnet.time_proj(timestep.expand(len(latents))).to(latents.dtype))
-    attention = {"encoder_hidden_states": text.repeat_interleave(len(latents), dim=0)}
+    attention = {"encoder_hidden_states": _text_for_frames(controlnet, text, len(latents))}
     forked = halves  # how often rows are still to be repeated
     x = controlnet.conv_in(latents) + features
     outputs = [x]
@@ -119,6 +120,12 @@ def frame_residuals(
     heads = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
     rows = halves * len(latents)
     return [repeat_rows(head(x) * scale, rows // len(x)) for head, x in zip(heads, outputs, strict=True)]
+
+
+def _text_for_frames(controlnet: ControlNetModel, text: Tensor, num_frames: int) -> Tensor:
+    """Text [B, T, D] as it is where the ControlNet's attention shares it among frames, else once for each frame."""
+    shared = all(isinstance(attn.processor, FrameAttnProcessor) for attn in spatial_sites(controlnet, "attn2").values())
+    return text if shared else text.repeat_interleave(num_frames, dim=0)
 
 
 def sum_residuals(parts: Sequence[Residuals]) -> Residuals:

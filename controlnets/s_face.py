@@ -12,6 +12,8 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor
 
+from xdyna.attention import use_frame_attention
+
 
 class SFaceControlNet(ControlNetModel):
     """diffusers' `ControlNetModel` on [B, 6, H, W], 0..1: the local face map, then the global one."""
@@ -22,6 +24,7 @@ class SFaceControlNet(ControlNetModel):
         if conditioning_channels != 6:
             raise ValueError(f"conditioning_channels is {conditioning_channels}, an S-Face ControlNet has 6")
         super().__init__(*args, conditioning_channels=conditioning_channels, **kwargs)
+        use_frame_attention(self)
 
     @staticmethod
     def condition(local_map: Tensor, global_map: Tensor) -> Tensor:

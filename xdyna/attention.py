@@ -41,15 +41,23 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention of [B, N, C] queries on [B, M, C] keys and values -> [B, N, C]."""
+    """Scaled dot-product attention of [B, N, C] queries on [b, M, C] keys and values -> [B, N, C].
+
+    Where there are fewer rows of keys than of queries, each `B / b` neighbouring rows (the frames of a clip) share one.
+    They become the queries of one attention, so that no key is repeated.
+    """
+    shared = query.reshape(len(key), -1, query.shape[-1])
     out = F.scaled_dot_product_attention(
-        split_heads(query, heads), split_heads(key, heads), split_heads(value, heads), attn_mask=mask
+        split_heads(shared, heads), split_heads(key, heads), split_heads(value, heads), attn_mask=mask
     )
-    return out.transpose(1, 2).flatten(2)
+    return out.transpose(1, 2).reshape(query.shape)
 
 
 class FrameAttnProcessor:
-    """Stock attention that knows the keywords the video UNet passes; what a site has when no adapter is on it."""
+    """Stock attention that knows the keywords the video UNet passes; what a site has when no adapter is on it.
+
+    Unlike the stock one it takes a text once for all frames of a clip.
+    """
 
     # Every keyword must be declared: diffusers drops, with a warning per layer, what a signature lacks.
     def __call__(
@@ -63,10 +71,18 @@ class FrameAttnProcessor:
         reference_cache: ReferenceCache | None = None,
         record: ReferenceCache | None = None,
     ) -> Tensor:
-        """[B*F, N, C] -> [B*F, N, C]; attends to `encoder_hidden_states` [B*F, M, D] when given, else to itself."""
+        """[B*F, N, C] -> [B*F, N, C]; attends to `encoder_hidden_states` [B, M, D] when given, else to itself."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         out = attend(attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context), attn.heads, attention_mask)
         return project_out(attn, out)
+
+
+def use_frame_attention(host: nn.Module) -> None:
+    """Put a `FrameAttnProcessor` on every spatial attention of `host`."""
+    processor = FrameAttnProcessor()
+    for kind in ("attn1", "attn2"):
+        for attn in spatial_sites(host, kind).values():
+            attn.set_processor(processor)
 
 
 def project_out(attn: Attention, x: Tensor) -> Tensor:

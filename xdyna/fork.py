@@ -30,7 +30,8 @@ def fork_in_block(
         block: `CrossAttnDownBlockMotion` or `CrossAttnDownBlock2D`, which have no type in common.
         x: [N, C, h, w].
         temb: time embedding, with one row for each of the `N / frames` clips (or N frames) of one half.
-        attention: the block's keywords `encoder_hidden_states` [halves * N, M, D] and `cross_attention_kwargs`.
+        attention: the block's keywords `encoder_hidden_states`, one row for so many neighbours of the `halves * N`
+            as share a text, and `cross_attention_kwargs`.
         halves: how often the rows are repeated.
         layout: of the frames, for a block with motion modules.
 

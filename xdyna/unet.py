@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionModel, UNetMotionOutput
 from torch import Tensor, nn
 
-from xdyna.attention import FrameAttnProcessor, FrameLayout, ReferenceCache, spatial_sites, without_adapter_layers
+from xdyna.attention import FrameLayout, ReferenceCache, spatial_sites, use_frame_attention, without_adapter_layers
 from xdyna.fork import fork_in_block, repeat_rows
 
 #: A clip of one driving frame without a reference.
@@ -35,6 +36,11 @@ def pooled_group_norm(norm: nn.GroupNorm, x: Tensor, batch: int) -> Tensor:
     """GroupNorm of [B*F, C, h, w] with statistics over each clip's frames together."""
     clips = x.unflatten(0, (batch, -1)).transpose(1, 2)
     return norm(clips).transpose(1, 2).flatten(0, 1)
+
+
+def silu_over(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nobody else reads, in its own memory where no gradient is wanted."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ClipResnetBlock(ResnetBlock2D):
@@ -57,10 +63,10 @@ class ClipResnetBlock(ResnetBlock2D):
     def forward(self, input_tensor: Tensor, temb: Tensor) -> Tensor:
         """[B*F, C, h, w] and time embedding [B, 1 or F, T] -> [B*F, C', h, w]."""
         batch = len(temb)
-        x = self.conv1(self.nonlinearity(self._norm(self.norm1, input_tensor, batch)))
+        x = self.conv1(silu_over(self._norm(self.norm1, input_tensor, batch)))
         shift = self.time_emb_proj(self.nonlinearity(temb))[..., None, None]
         x = (x.unflatten(0, (batch, -1)) + shift).flatten(0, 1)
-        x = self.conv2(self.dropout(self.nonlinearity(self._norm(self.norm2, x, batch))))
+        x = self.conv2(self.dropout(silu_over(self._norm(self.norm2, x, batch))))
         residual = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
         return (residual + x) / self.output_scale_factor
 
@@ -86,8 +92,13 @@ class DrivingMotionModule(AnimateDiffTransformer3D):
             return hidden_states
         clips = hidden_states.unflatten(0, (-1, num_frames.total))
         driving = clips[:, num_frames.reference :]
-        moved = driving + self._mix_over_time(driving)
-        return torch.cat([clips[:, : num_frames.reference], moved], dim=1).flatten(0, 1)
+        change = self._mix_over_time(driving)
+        if torch.is_grad_enabled():  # which an `out` argument rules out
+            return torch.cat([clips[:, : num_frames.reference], driving + change], dim=1).flatten(0, 1)
+        out = torch.empty_like(clips, dtype=torch.result_type(driving, change))
+        out[:, : num_frames.reference] = clips[:, : num_frames.reference]
+        torch.add(driving, change, out=out[:, num_frames.reference :])
+        return out.flatten(0, 1)
 
     def _mix_over_time(self, x: Tensor) -> Tensor:
         """[B, F, C, h, w] -> [B, F, C, h, w]: each pixel attends along its own F frames."""
@@ -173,10 +184,7 @@ class XDynaUNet(UNetMotionModel):
         )
         self._replace_resnets(pool_group_norm)
         self._replace_motion_modules(motion_num_attention_heads, motion_max_seq_length, motion_norm_num_groups)
-        processor = FrameAttnProcessor()
-        for kind in ("attn1", "attn2"):
-            for attn in spatial_sites(self, kind).values():
-                attn.set_processor(processor)
+        use_frame_attention(self)
         self.requires_grad_(False)
 
     def _replace_resnets(self, pooled: bool) -> None:
@@ -302,7 +310,7 @@ class XDynaUNet(UNetMotionModel):
         halves = self._check(sample, encoder_hidden_states, layout)
         temb = self._embed_time(timestep, sample, layout)
         attention: dict[str, Any] = {
-            "encoder_hidden_states": encoder_hidden_states.repeat_interleave(layout.total, dim=0),
+            "encoder_hidden_states": encoder_hidden_states,
             "cross_attention_kwargs": {"frames": layout, "reference_cache": reference_cache, "record": record},
         }
         forked = halves  # how often rows are still to be repeated
@@ -337,7 +345,7 @@ class XDynaUNet(UNetMotionModel):
         batch = len(temb)
         norm = self.conv_norm_out
         x = pooled_group_norm(norm, x, batch) if self.config.pool_group_norm else norm(x)
-        return unfold(self.conv_out(self.conv_act(x)), batch)
+        return unfold(self.conv_out(silu_over(x)), batch)
 
     def _embed_time(self, timestep: Tensor | float, sample: Tensor, layout: FrameLayout) -> Tensor:
         """[B, 1, T] when all frames share a timestep, else [B, F, T]."""
