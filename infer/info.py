@@ -63,10 +63,11 @@ def versions() -> dict[str, str | None]:
 
 def attention_backends(device: torch.device) -> list[str]:
     """Backends that torch's fused attention may choose from on a device, best first."""
-    from torch.backends import cuda
+    import torch
 
     if device.type != "cuda":
         return ["flash (CPU)" if device.type == "cpu" else device.type, "math"]
+    cuda: Any = torch.backends.cuda  # its functions have no types
     enabled = {
         "cudnn": cuda.cudnn_sdp_enabled(),
         "flash": cuda.flash_sdp_enabled(),
@@ -109,7 +110,7 @@ def _models() -> list[dict[str, Any]]:
     from xdyna.errors import UserError
     from xdyna.infer.load import choose_model
 
-    found = []
+    found: list[dict[str, Any]] = []
     auto = choose_model("auto").folder
     for name in ("x-dyna", "tiny"):
         try:
