@@ -89,7 +89,7 @@ def _has_effect(key: str, steps: int | None, guidance: float | None) -> bool:
     """Whether a switch of a preset does something in so many steps under such a guidance."""
     if key.startswith("guidance_"):
         return (guidance or 1) > 1 and (steps or 1) > 1
-    if key.startswith(("reuse_", "residuals_")):
+    if key.startswith(("reuse_", "residuals_", "merge_")):  # what one step blurs by merging, none after it mends
         return (steps or 1) > 1
     return True
 

@@ -236,7 +236,7 @@ def test_a_preset_lies_between_the_model_and_the_user() -> None:
 
 
 def test_a_model_of_one_step_keeps_it() -> None:
-    for preset in ("balanced", "fast"):
+    for preset in ("balanced", "fast", "turbo"):
         config, notes = resolved("infer/tiny", preset=preset)
         assert (config.steps, config.scheduler) == (1, None)
         assert "keeps this model's own one step" in notes[0]
