@@ -317,8 +317,9 @@ def _plan(
 
     # The batch of work that goes on is the one it began with: another would change its bytes.
     begun = work.saved_fact("window_batch") if work is not None and config.window_batch == "auto" else None
-    windows = begun or (None if config.window_batch == "auto" else config.window_batch)
-    frames = None if config.vae_batch == "auto" else config.vae_batch
+    auto = 1 if config.deterministic else None  # then the networks see batches of one anyway
+    windows = begun or (auto if config.window_batch == "auto" else config.window_batch)
+    frames = auto if config.vae_batch == "auto" else config.vae_batch
     if device.type != "cuda" and config.vram == "auto" and not count:
         return Plan(device.type, str(loaded.pipe.unet.dtype).removeprefix("torch."), windows or 1, frames or 1)
     if loaded.shapes is None:
