@@ -98,7 +98,7 @@ def test_less_memory_gives_a_more_frugal_plan() -> None:
     shapes, work = Shapes(tiny_pipeline()), Work((64, 96), 40, 4, 1)
     gpu = torch.device("cuda")  # nothing runs there
     plans = [make_plan(shapes, work, gpu, budget=1 << 40)]
-    assert (plans[0].window_batch, plans[0].vae_batch, plans[0].offload, plans[0].apart) == (8, 8, "none", False)
+    assert (plans[0].window_batch, plans[0].vae_batch, plans[0].offload, plans[0].apart) == (4, 8, "none", False)
     while fits(plans[-1]):  # a little less than the last one needs
         plans.append(make_plan(shapes, work, gpu, budget=RESERVE + int(plans[-1].peak * (1 + GAPS)) - 1))
         assert plans[-1].peak < plans[-2].peak or not fits(plans[-1])

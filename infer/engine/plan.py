@@ -17,7 +17,9 @@ from xdyna.infer.engine.memory import Shapes, Work
 if TYPE_CHECKING:
     from xdyna.pipeline import XDynaPipeline
 
-MOST_WINDOWS, MOST_FRAMES = 8, 8
+# Motion modules attend along every latent pixel of every row: at 512x896 more windows come near the 65,535 rows that
+# torch's attention takes on CUDA.
+MOST_WINDOWS, MOST_FRAMES = 4, 8
 #: Of a GPU's memory: what its driver, its libraries' work space and gaps between blocks take. Not among the bytes.
 RESERVE, GAPS = 512 << 20, 0.05
 GIB = 1 << 30
