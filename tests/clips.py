@@ -59,6 +59,8 @@ def make_clip(
     """
     with av.open(str(path), "w", options=options or {}) as container:
         stream: Any = container.add_stream(codec, rate=fps)
+        if codec in ("libx264", "h264"):
+            stream.options = {"x264-params": "mbtree=0"}  # with it, x264 writes other bytes now and then
         stream.width, stream.height = size_wh
         stream.pix_fmt = pix_fmt
         stream.gop_size = 12
