@@ -200,7 +200,7 @@ def test_page_that_cannot_be_written_is_told_of_once_and_training_goes_on(
 
 def test_page_of_a_stopped_run_says_so(tmp_path: Path) -> None:
     def stop(run: Any, step: int) -> None:
-        run._stop = step == 1
+        run._asked = step == 1
 
     train(small_config(tmp_path, steps=5), on_step=stop)
     page = Page(tmp_path / "report.html")
