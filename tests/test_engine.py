@@ -18,6 +18,7 @@ from xdyna import SFaceControlNet, XDynaPipeline
 from xdyna.adapters.reference_net import ReferenceNet
 from xdyna.controlnets.residuals import condition_features, control_residuals, frame_residuals
 from xdyna.denoise import predict_clip
+from xdyna.infer.engine.halves import HalvesApart
 from xdyna.infer.engine.predict import ExactPredictor
 from xdyna.infer.engine.residuals import shown_later
 from xdyna.windows import make_windows
@@ -177,6 +178,19 @@ def test_window_batch_changes_rounding_only(pipelines: dict[str, XDynaPipeline])
     for pipeline in pipelines.values():
         one, many = (run(pipeline, ExactPredictor(), window_batch=n) for n in (1, 4))
         assert worst(one, many) < CLIP_TOLERANCE
+
+
+@pytest.mark.parametrize("model", ["pooled", "per frame", "no attention above"])
+def test_halves_apart_give_the_same_numbers(pipelines: dict[str, XDynaPipeline], model: str) -> None:
+    pipeline, exact = pipelines[model], ExactPredictor()
+
+    def apart(unet: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return exact(HalvesApart(unet), *args, **kwargs)
+
+    for texts in ({}, {"prompt": "b", "negative_prompt": "a"}):
+        together = run(pipeline, ExactPredictor(), **texts)
+        for window_batch in (1, 2, 3):  # two windows are as many as there are halves
+            assert worst(together, run(pipeline, apart, window_batch=window_batch, **texts)) < CLIP_TOLERANCE
 
 
 def test_deterministic_gives_the_same_bytes_for_every_window_batch(pipelines: dict[str, XDynaPipeline]) -> None:

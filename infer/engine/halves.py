@@ -37,9 +37,9 @@ class HalvesApart:
         halves, parts, records = all_rows // rows, [], []
         for half in range(halves):
 
-            def own(x: Tensor, half: int = half) -> Tensor:
-                share = len(x) // halves if len(x) in (all_rows, halves) else len(x)
-                return x if share == len(x) else x[half * share : (half + 1) * share]
+            def own(x: Tensor, of: int = all_rows, half: int = half) -> Tensor:
+                """The half's rows of what has rows for all halves; what they share is left as it is."""
+                return x.chunk(halves)[half] if len(x) == of else x
 
             recorded: Any = None if record is None else {}
             down = down_block_additional_residuals
@@ -52,7 +52,7 @@ class HalvesApart:
                 mid_block_additional_residual=None if mid is None else own(mid),
                 reference_cache=None
                 if reference_cache is None
-                else {site: (own(key), own(value)) for site, (key, value) in reference_cache.items()},
+                else {site: (own(key, halves), own(value, halves)) for site, (key, value) in reference_cache.items()},
                 record=recorded,
             ).sample
             parts.append(out)
