@@ -25,10 +25,10 @@ from xdyna.infer.engine.long import (
     draw_clip_noise,
     pipeline_noise_stream,
     signal_and_noise,
-    to_clean,
 )
 from xdyna.infer.load import build_scheduler
 from xdyna.infer.steady import SteadyColours
+from xdyna.latents import to_clean
 from xdyna.metrics.drift import drift
 from xdyna.metrics.seam import frame_differences, split_differences
 from xdyna.photo import read_photo

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xdyna.errors import UserError, near_matches
+from xdyna.latents import to_clean
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -146,11 +147,7 @@ class Objective:
     def to_clean(self, predicted: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """The clean latents that a prediction stands for, [B, ..]."""
         signal, rest = self._scales(timesteps, noisy)
-        if self.prediction == "epsilon":
-            return (noisy - rest * predicted) / signal
-        if self.prediction == "sample":
-            return predicted
-        return signal * noisy - rest * predicted
+        return to_clean(self.prediction, predicted, noisy, signal, rest)
 
     def weight(self, timesteps: Tensor) -> Tensor:
         """Weight of the squared error at each timestep: float32 [B]; all 1 unless `min_snr` is set.

@@ -92,6 +92,28 @@ def initial_latents(reference_latents: Tensor, noise: Tensor, mask: Tensor, sche
     return noisy
 
 
+def to_clean(kind: str, predicted: Tensor, shown: Tensor, signal: Tensor | float, noise: Tensor | float) -> Tensor:
+    """The clean latents that a prediction stands for.
+
+    Args:
+        kind: the scheduler's `prediction_type`: `epsilon`, `v_prediction` or `sample`.
+        predicted: by the model.
+        shown: the noisy latents, signal * clean + noise * noise drawn.
+        signal: amplitude of the clean latents in it.
+        noise: amplitude of the noise in it.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind == "sample":
+        return predicted
+    if kind == "epsilon":
+        return (shown - noise * predicted) / signal
+    if kind == "v_prediction":
+        return signal * shown - noise * predicted
+    raise ValueError(f"prediction_type is {kind!r}, wanted epsilon, v_prediction or sample")
+
+
 @dataclass(frozen=True, eq=False)
 class ConditionMaps:
     """Maps of a whole clip, stretched to 0..1 by the clip's own extremes when a window asks for them.

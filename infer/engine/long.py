@@ -30,6 +30,7 @@ from xdyna.latents import (
     draw_noise,
     initial_latents,
     split_generator,
+    to_clean,
 )
 from xdyna.pipeline import XDynaPipeline
 from xdyna.unet import XDynaUNet
@@ -214,28 +215,6 @@ def signal_and_noise(scheduler: Any, timestep: Tensor) -> tuple[float, float]:
         place = int((scheduler.timesteps == timestep).nonzero()[0])
         signal = 1 / (1 + float(sigmas[place]) ** 2)
     return signal**0.5, (1 - signal) ** 0.5
-
-
-def to_clean(kind: str, predicted: Tensor, shown: Tensor, signal: float, noise: float) -> Tensor:
-    """The clean latents that a prediction stands for.
-
-    Args:
-        kind: the scheduler's `prediction_type`: `epsilon`, `v_prediction` or `sample`.
-        predicted: by the model.
-        shown: what it was shown.
-        signal: see `signal_and_noise`.
-        noise: likewise.
-
-    Raises:
-        ValueError: another kind.
-    """
-    if kind == "sample":
-        return predicted
-    if kind == "epsilon":
-        return (shown - noise * predicted) / signal
-    if kind == "v_prediction":
-        return signal * shown - noise * predicted
-    raise ValueError(f"prediction_type is {kind!r}, wanted epsilon, v_prediction or sample")
 
 
 def _channel_statistics(clean: Tensor, span: int) -> tuple[Tensor, Tensor]:
