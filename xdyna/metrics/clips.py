@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,14 @@ from numpy.typing import NDArray
 Frames = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.floating[Any]]
+#: Everything, the person, or what is not the person.
+Region = Literal["all", "fg", "bg"]
+ALL_REGIONS: tuple[Region, ...] = ("all", "fg", "bg")
 
 #: A pixel belongs to a region that covers at least this much of it, of 255.
 COVERED = 128
+#: What lies outside a region is shown to a network as this.
+MID_GREY = 128
 
 
 def check_clip(frames: Frames, least: int = 1, name: str = "frames") -> None:
@@ -47,6 +52,35 @@ def as_mask(masks: NDArray[Any] | None, shape: tuple[int, ...]) -> Mask:
         raise ValueError(f"masks are {list(masks.shape)}, wanted {list(shape)} or {list(shape[1:])}")
     mask: Mask = masks if masks.dtype == np.bool_ else masks >= COVERED
     return np.broadcast_to(mask, shape)
+
+
+def region_mask(masks: NDArray[Any] | None, region: Region) -> Mask | None:
+    """Bool [F, H, W] of a region, from the person's cover (see `as_mask`); None is everywhere.
+
+    Raises:
+        ValueError: a part is asked for and there are no masks.
+    """
+    if region == "all":
+        return None
+    if masks is None:
+        raise ValueError(f"region {region!r} without masks of the person")
+    person = as_mask(masks, masks.shape)
+    return person if region == "fg" else ~person
+
+
+def isolated(frames: Frames, masks: NDArray[Any] | None, region: Region) -> Frames:
+    """A clip whose pixels outside a region are mid grey, so that a network sees nothing else.
+
+    Args:
+        frames: uint8 RGB [F, H, W, 3].
+        masks: cover of the person, [F, H, W] or [H, W]; the truth's, for the generated clip as well.
+        region: what is kept.
+    """
+    check_clip(frames)
+    where = region_mask(masks, region)
+    if where is None:
+        return frames
+    return np.where(as_mask(where, frames.shape[:3])[..., None], frames, np.uint8(MID_GREY))
 
 
 def grown(masks: NDArray[Any], radius_px: int) -> Mask:

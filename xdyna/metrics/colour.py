@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdyna.metrics.clips import Floats, Frames, as_mask, check_clip
+from xdyna.metrics.specs import ALL_REGIONS, ClipMetric, Region, Sample
 
 Formula = Literal["76", "2000"]
 
@@ -102,3 +103,17 @@ def delta_e_2000(first: Floats, second: Floats) -> Floats:
     rotation = -2 * np.sqrt(chroma**7 / (chroma**7 + 25.0**7)) * np.sin(np.radians(2 * blue))
     parts = d_light / s_light, d_chroma / s_chroma, d_hue / s_hue
     return np.asarray(np.sqrt(parts[0] ** 2 + parts[1] ** 2 + parts[2] ** 2 + rotation * parts[1] * parts[2]))
+
+
+def _measure(sample: Sample, region: Region, _: Any) -> float:
+    assert sample.truth is not None
+    where = sample.where(region)
+    masks = np.ones(sample.made.shape[:3], np.bool_) if where is None else where
+    return colour(sample.made, sample.truth, masks, masks)
+
+
+SPECS = (
+    ClipMetric(
+        name="colour", unit="dE", better="lower", needs=frozenset({"truth"}), regions=ALL_REGIONS, measure=_measure
+    ),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from xdyna.metrics.clips import Floats, Frames, Mask, as_mask, check_clip
 from xdyna.metrics.colour import to_lab
+from xdyna.metrics.specs import ALL_REGIONS, ClipMetric, Region, Sample
 
 LEVELS = 256
 
@@ -124,3 +126,20 @@ def _mean(values: Floats) -> float:
 def _most(values: Floats) -> float:
     known = values[~np.isnan(values)]
     return float(known.max()) if len(known) else float("nan")
+
+
+def _measure(figure: str) -> Callable[[Sample, Region, Any], float]:
+    def measure(sample: Sample, region: Region, _: Any) -> float:
+        if len(seconds_of(len(sample.made), sample.fps)) < 2:
+            return float("nan")
+        return drift(sample.made, sample.fps, sample.where(region)).row()[figure]
+
+    return measure
+
+
+SPECS = (
+    ClipMetric(name="drift", unit="dE", better="truth", regions=ALL_REGIONS, measure=_measure("dE at the end")),
+    ClipMetric(
+        name="drift-per-minute", unit="dE/min", better="truth", regions=ALL_REGIONS, measure=_measure("dE per minute")
+    ),
+)

@@ -6,7 +6,9 @@ nothing of how far anything is open.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from xdyna.metrics.clips import Floats, Frames, check_clip
 from xdyna.metrics.colour import to_lab
 from xdyna.metrics.motion_energy import correlation
+from xdyna.metrics.specs import ClipMetric, Region, Sample
 
 #: Points of the 68 that expressions leave alone, and where they are on a head seen from the front, in head radii.
 FIXED = (0, 16, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 39, 42, 45)
@@ -117,4 +120,22 @@ _TEMPLATE = np.asarray(
     [[-0.95, 0.02], [0.95, 0.02], [0, -0.10], [0, 0.007], [0, 0.113], [0, 0.22],
      [-0.17, 0.28], [-0.085, 0.31], [0, 0.33], [0.085, 0.31], [0.17, 0.28],
      [-0.605, -0.09], [-0.175, -0.09], [0.175, -0.09], [0.605, -0.09]]
+)  # fmt: skip
+
+
+def _measure(part: str) -> Callable[[Sample, Region, Any], float]:
+    def measure(sample: Sample, _: Region, __: Any) -> float:
+        assert sample.face_xy is not None
+        assert sample.truth is not None
+        return expression(sample.made, sample.face_xy, sample.truth, part)
+
+    return measure
+
+
+SPECS = tuple(
+    ClipMetric(
+        name=f"expression-{part}", unit="correlation", better="higher", needs=frozenset({"face_xy", "truth"}),
+        least_frames=3, measure=_measure(part),
+    )
+    for part in ("mouth", "eyes")
 )  # fmt: skip

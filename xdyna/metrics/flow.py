@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdyna.metrics.clips import Floats, Frames, all_of_three, as_mask, check_clip, mean_of_three, mean_where
+from xdyna.metrics.specs import ALL_REGIONS, ClipMetric, Region, Sample
 
 #: Small frames are enlarged before DIS looks for its patches of 8 pixels; flow is given in pixels of the frames.
 LEAST_SIDE_PX = 192
@@ -66,3 +67,12 @@ def optical_flow(frames: Frames) -> Floats:
 def _enlarged(picture: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     size = (picture.shape[1] * factor, picture.shape[0] * factor)
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC))
+
+
+def _measure(sample: Sample, region: Region, _: Any) -> float:
+    return flow(sample.made, sample.where(region))
+
+
+SPECS = (
+    ClipMetric(name="flow", unit="px/frame", better="truth", regions=ALL_REGIONS, least_frames=4, measure=_measure),
+)

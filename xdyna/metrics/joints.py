@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import xdyna
 from xdyna.errors import UserError
 from xdyna.metrics.clips import Floats, Frames, check_clip
+from xdyna.metrics.specs import ClipMetric, Region, Sample
 from xdyna.preprocess.tracks import NUM_JOINTS, Tracks
 
 #: The shipped regressor.
@@ -212,3 +213,25 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(x + self.body(x))
+
+
+def _measure_joints(sample: Sample, _: Region, regressor: JointRegressor) -> float:
+    assert sample.tracks is not None
+    return joints(sample.made, sample.tracks, regressor)
+
+
+def _measure_pck(sample: Sample, _: Region, regressor: JointRegressor) -> float:
+    assert sample.tracks is not None
+    return joint_pck(sample.made, sample.tracks, regressor)
+
+
+SPECS = (
+    ClipMetric(
+        name="joints-synth", unit="px", better="lower", needs=frozenset({"tracks"}), backbone="joints-synth",
+        measure=_measure_joints,
+    ),
+    ClipMetric(
+        name="pck-synth", unit="share", better="higher", needs=frozenset({"tracks"}), backbone="joints-synth",
+        measure=_measure_pck,
+    ),
+)  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdyna.metrics.clips import Floats, Frames, all_of_three, as_mask, check_clip, mean_of_three, mean_where
+from xdyna.metrics.specs import ALL_REGIONS, ClipMetric, Region, Sample
 
 #: Luma of Rec. 601.
 _LUMA = np.asarray([0.299, 0.587, 0.114], np.float32)
@@ -75,3 +76,14 @@ def _blurred(energy: Floats, sigma_px: float) -> Floats:
     weight = cv2.GaussianBlur(known.astype(np.float32), (0, 0), sigma_px)
     total = cv2.GaussianBlur(np.where(known, energy, 0).astype(np.float32), (0, 0), sigma_px)
     return np.where(known, total / np.maximum(weight, 1e-6), np.nan)
+
+
+def _measure(sample: Sample, region: Region, _: Any) -> float:
+    return motion_energy(sample.made, sample.where(region))
+
+
+SPECS = (
+    ClipMetric(
+        name="motion-energy", unit="levels/frame", better="truth", regions=ALL_REGIONS, least_frames=4, measure=_measure
+    ),
+)

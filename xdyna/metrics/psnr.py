@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdyna.metrics.clips import Frames, as_mask, check_pair
+from xdyna.metrics.specs import ALL_REGIONS, ClipMetric, Region, Sample
 
 PEAK = 255.0
 
@@ -30,3 +31,15 @@ def psnr(frames: Frames, truth: Frames, masks: NDArray[Any] | None = None) -> fl
     error = (frames.astype(np.float32) - truth.astype(np.float32))[where]
     squared = float(np.mean(error**2, dtype=np.float64))
     return float("inf") if squared == 0 else float(10 * np.log10(PEAK**2 / squared))
+
+
+def _measure(sample: Sample, region: Region, _: Any) -> float:
+    assert sample.truth is not None
+    return psnr(sample.made, sample.truth, sample.where(region))
+
+
+SPECS = (
+    ClipMetric(
+        name="psnr", unit="dB", better="higher", needs=frozenset({"truth"}), regions=ALL_REGIONS, measure=_measure
+    ),
+)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from xdyna.metrics.clips import Floats, Frames, check_clip
+from xdyna.metrics.specs import ClipMetric, Region, Sample
 
 
 def seam(frames: Frames, borders: Sequence[int]) -> float:
@@ -41,3 +43,14 @@ def window_borders(windows: Sequence[Sequence[int]], num_frames: int) -> list[in
     """b for every pair of neighbouring frames b, b+1 that are not covered by the same windows."""
     members = [frozenset(k for k, window in enumerate(windows) if frame in window) for frame in range(num_frames)]
     return [frame for frame in range(num_frames - 1) if members[frame] != members[frame + 1]]
+
+
+def _measure(sample: Sample, _: Region, __: Any) -> float:
+    return seam(sample.made, sample.borders)
+
+
+SPECS = (
+    ClipMetric(
+        name="seam", unit="ratio", better="lower", needs=frozenset({"borders"}), least_frames=3, measure=_measure
+    ),
+)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdyna.metrics.clips import Floats, Frames, as_mask, check_pair, mean_where
+from xdyna.metrics.specs import ALL_REGIONS, ClipMetric, Region, Sample
 
 #: The paper's Gaussian window and its constants for a peak of 255.
 WINDOW_PX, SIGMA_PX = 11, 1.5
@@ -46,3 +47,15 @@ def ssim_map(made: NDArray[Any], wanted: NDArray[Any]) -> Floats:
 def _blur(picture: Floats) -> Floats:
     size = (WINDOW_PX, WINDOW_PX)
     return np.asarray(cv2.GaussianBlur(picture, size, SIGMA_PX, borderType=cv2.BORDER_REFLECT_101))
+
+
+def _measure(sample: Sample, region: Region, _: Any) -> float:
+    assert sample.truth is not None
+    return ssim(sample.made, sample.truth, sample.where(region))
+
+
+SPECS = (
+    ClipMetric(
+        name="ssim", unit="", better="higher", needs=frozenset({"truth"}), regions=ALL_REGIONS, measure=_measure
+    ),
+)
