@@ -1,9 +1,9 @@
 """The networks that metrics look through: which files they are, whose, under what licence, and how they are loaded.
 
-`backbones.json` lists them. A network has one or more *variants*: sets of files that give the same kind of features. The
-first variant whose files are all there is taken; they are looked for in the folder given (`FOLDER/FILE` or
-`FOLDER/NAME/FILE`), else in the cache, where `xdyna models pull NAME` puts what lies on the hub. Nothing is ever
-fetched on its own, and where no variant is there the metrics that need it are left out, with a line that says so.
+`backbones.json` lists them. A network has one or more *variants*: sets of files that give the same kind of features.
+The first variant whose files are all there is taken; they are looked for in the folder given (`FOLDER/FILE` or
+`FOLDER/NAME/FILE`), else in the cache. Nothing is ever fetched on its own, and where no variant is there the metrics
+that need it are left out, with a line that says so.
 """
 
 from __future__ import annotations

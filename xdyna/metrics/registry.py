@@ -34,7 +34,7 @@ def find_metric(name: str) -> ClipMetric | SetMetric:
         UserError: unknown; near names are given.
     """
     if name not in METRICS:
-        raise UserError(f"unknown metric {name!r}{near_matches(name, METRICS)}; wanted some of {', '.join(METRICS)}")
+        raise UserError(f"unknown metric {name!r}{near_matches(name, METRICS)}")
     return METRICS[name]
 
 

@@ -22,7 +22,7 @@ __all__ = ["ALL_REGIONS", "Better", "ClipMetric", "Metric", "Region", "Sample", 
 Better = Literal["higher", "lower", "truth", "none"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sample:
     """Everything known of one generated clip; None for what is not.
 
