@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import xdyna
 from xdyna.configs import find_preset, load_config
 from xdyna.configs.animate import AnimateConfig
 from xdyna.errors import UserError
+from xdyna.infer.weights_hash import WeightsHash
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,6 @@ EMBEDDED = Path(xdyna.__file__).resolve().parent / "weights" / "tiny"
 #: A model folder may carry defaults of its own in a file of this name.
 OWN_PRESET = "animate.yaml"
 _PIPELINE_CLASS = "XDynaPipeline"
-_READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -91,13 +90,18 @@ class ModelChoice:
         return True
 
     @cached_property
+    def hashing(self) -> WeightsHash:
+        """Begun when it is first asked for: before the weights are loaded, so that it names those that are."""
+        return WeightsHash(self.folder)
+
+    @property
     def sha256(self) -> str:
-        """One hash over the names and contents of all weight files, in the order of their names."""
-        total = hashlib.sha256()
-        for file in sorted(self.folder.rglob("*.safetensors")):
-            total.update(file.relative_to(self.folder).as_posix().encode() + b"\0")
-            total.update(_file_sha256(file))
-        return total.hexdigest()
+        """One hash over the names and contents of all weight files, in the order of their names.
+
+        Raises:
+            UserError: they cannot be read, or were written meanwhile.
+        """
+        return self.hashing.result()
 
 
 def choose_model(name: str) -> ModelChoice:
@@ -161,11 +165,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds a {type(values).__name__}, wanted a mapping")
     return values
-
-
-def _file_sha256(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def choose_device(name: str) -> torch.device:

@@ -32,6 +32,7 @@ from xdyna.infer.sources import Sources
 from xdyna.infer.threads import Meanwhile, Tell
 from xdyna.infer.work import Work
 from xdyna.infer.write import Clip, write_clip
+from xdyna.infer.weights_hash import changed
 from xdyna.preprocess.prepare import Prepared
 from xdyna.video import check_output
 
@@ -109,7 +110,8 @@ class Session:
 
     def close(self) -> None:
         """Let go of the model and of all that is kept."""
-        self._loaded = self._drawn = None
+        self._let_go()
+        self._drawn = None
         self._found.close()
         self._found = Found()
 
@@ -120,6 +122,11 @@ class Session:
         *,
         resume: bool | None = None,
         restart: bool = False,
+    def _let_go(self) -> None:
+        if self._loaded is not None:
+            self._loaded.choice.hashing.stop()
+        self._loaded = None
+
     ) -> Result:
         """Run one job; see `xdyna.infer.animate.animate`."""
         began_s = time.monotonic()
@@ -197,7 +204,8 @@ class Session:
             tuple((str(path.resolve()), scale, path.stat().st_mtime_ns, path.stat().st_size) for path, scale in loras),
         )  # fmt: skip
         if self._loaded is None or self._loaded.key != key:
-            self._loaded = None  # two do not fit where one just does
+            self._let_go()  # two do not fit where one just does
+            _ = choice.hashing  # from now on: what is loaded is what the hash names, whatever takes its place later
             # A GPU gets them once a plan says what of it.
             first = torch.device("cpu") if device.type == "cuda" else device
             pipe = load_pipeline(choice, config.model_copy(update={"scheduler": None}), first, dtype)
@@ -219,6 +227,8 @@ class Session:
             def say(level: int, line: str) -> None:
                 said.append((level, line))
                 tell(partial(logger.log, level, "%s", line))
+            if folder_stamp(choice.folder) != key[1]:
+                raise changed(choice.folder)
 
             def progress(stage: str, done: int, total: int) -> None:
                 tell(partial(on_progress, stage, done, total))
