@@ -30,9 +30,9 @@ from xdyna.infer.load import (
 from xdyna.infer.saving import Saving, all_facts, job_facts
 from xdyna.infer.sources import Sources
 from xdyna.infer.threads import Meanwhile, Tell
+from xdyna.infer.weights_hash import changed
 from xdyna.infer.work import Work
 from xdyna.infer.write import Clip, write_clip
-from xdyna.infer.weights_hash import changed
 from xdyna.preprocess.prepare import Prepared
 from xdyna.video import check_output
 
@@ -115,6 +115,11 @@ class Session:
         self._found.close()
         self._found = Found()
 
+    def _let_go(self) -> None:
+        if self._loaded is not None:
+            self._loaded.choice.hashing.stop()
+        self._loaded = None
+
     def run(
         self,
         job: AnimateJob,
@@ -122,11 +127,6 @@ class Session:
         *,
         resume: bool | None = None,
         restart: bool = False,
-    def _let_go(self) -> None:
-        if self._loaded is not None:
-            self._loaded.choice.hashing.stop()
-        self._loaded = None
-
     ) -> Result:
         """Run one job; see `xdyna.infer.animate.animate`."""
         began_s = time.monotonic()
@@ -209,6 +209,8 @@ class Session:
             # A GPU gets them once a plan says what of it.
             first = torch.device("cpu") if device.type == "cuda" else device
             pipe = load_pipeline(choice, config.model_copy(update={"scheduler": None}), first, dtype)
+            if folder_stamp(choice.folder) != key[1]:
+                raise changed(choice.folder)
             self._loaded = _Loaded(key, choice, pipe, pipe.scheduler)
         loaded = self._loaded
         fresh = type(loaded.scheduler).from_config(loaded.scheduler.config)
@@ -227,8 +229,6 @@ class Session:
             def say(level: int, line: str) -> None:
                 said.append((level, line))
                 tell(partial(logger.log, level, "%s", line))
-            if folder_stamp(choice.folder) != key[1]:
-                raise changed(choice.folder)
 
             def progress(stage: str, done: int, total: int) -> None:
                 tell(partial(on_progress, stage, done, total))
