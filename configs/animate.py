@@ -131,6 +131,13 @@ class AnimateConfig(Config):
     fast: FastConfig = FastConfig()
     small_decoder: Path | None = None  # folder of a diffusers `AutoencoderTiny` that decodes in the VAE's place
 
+    # Pictures while it runs, beside the output. The result is the same: its record does not tell of them.
+    preview: Annotated[bool, Field(exclude=True)] = False
+    # A linear guess, the VAE, or the folder of an `AutoencoderTiny`; None: `small_decoder`, else linear.
+    preview_with: Annotated[Literal["linear", "vae"] | Path | None, Field(exclude=True)] = None
+    # Steps between two pictures; None: 1, or with the VAE a fifth of the steps.
+    preview_every: Annotated[Annotated[int, Field(ge=1)] | None, Field(exclude=True)] = None
+
     # How much each part counts, and over which part of the denoising.
     adapter_scale: Scale = 1.0
     pose_scale: Scale = 1.0
@@ -195,6 +202,9 @@ class AnimateConfig(Config):
             start, end = getattr(self, f"{name}_start"), getattr(self, f"{name}_end")
             if start >= end:
                 raise ValueError(f"wanted {name}_start ({start}) before {name}_end ({end})")
+        for name in ("preview_with", "preview_every"):
+            if getattr(self, name) is not None and not self.preview:
+                raise ValueError(f"{name} ({getattr(self, name)}) changes nothing without --preview")
         if self.detector == "tracks" and self.tracks is None:
             raise ValueError("detector 'tracks' wants a tracks file (--tracks FILE)")
         return self

@@ -132,6 +132,11 @@ def compare_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.compare{output.suffix}" if output.suffix else f"{output.name}-compare")
 
 
+def preview_path(output: Path) -> Path:
+    """``out.mp4`` -> ``out.mp4.preview.png``."""
+    return output.with_name(f"{output.name}.preview.png")
+
+
 def finished(job: AnimateJob) -> dict[str, Any] | None:
     """What an earlier run of this very job recorded, if its outputs are there and neither model nor inputs changed.
 

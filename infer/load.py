@@ -214,7 +214,7 @@ def load_pipeline(
     from xdyna.pipeline import XDynaPipeline
 
     try:
-        with _quiet_diffusers():
+        with quiet_diffusers():
             pipe: XDynaPipeline = XDynaPipeline.from_pretrained(
                 choice.folder, dtype=dtype, use_safetensors=True, local_files_only=True
             )
@@ -233,7 +233,7 @@ def load_pipeline(
 
 
 @contextmanager
-def _quiet_diffusers() -> Iterator[None]:
+def quiet_diffusers() -> Iterator[None]:
     """Neither progress bars nor log lines from diffusers, which are on by default, while a model loads."""
     from diffusers.utils import logging as diffusers_logging
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 from xdyna.configs.animate import AnimateConfig
 from xdyna.configs.fast import with_preset
 from xdyna.errors import UserError
-from xdyna.infer.animate import AnimateJob, OnProgress, Result
+from xdyna.files import refuse_inputs
+from xdyna.infer.animate import AnimateJob, OnProgress, Result, preview_path
 from xdyna.infer.finish import Finisher
 from xdyna.infer.found import Found
 from xdyna.infer.kept import Kept, array_sha256, folder_stamp
@@ -34,6 +35,7 @@ from xdyna.infer.weights_hash import changed
 from xdyna.infer.work import Work
 from xdyna.infer.write import Clip, write_clip
 from xdyna.preprocess.prepare import Prepared
+from xdyna.provenance import provenance
 from xdyna.video import check_output
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from xdyna.infer.engine.fit import Fitted
     from xdyna.infer.engine.memory import Shapes
     from xdyna.infer.engine.plan import Plan
+    from xdyna.infer.engine.preview import Preview
     from xdyna.pipeline import XDynaPipeline
 
 logger = logging.getLogger("xdyna")
@@ -150,9 +153,12 @@ class Session:
             fitted = Fitted(loaded.pipe, device, plan, fixed=config.deterministic, may_part=_may_part(config))
             decoder = _small_decoder(config, loaded.pipe)
             saving = Saving(work, lambda: all_facts(config, device, loaded.choice, sources, prepared), always=resume)
-            latents = _denoise(loaded, config, sources, prepared, saving, fitted, on_progress)
+            preview = _preview(job, config, loaded, prepared, decoder)
+            latents = _denoise(loaded, config, sources, prepared, saving, fitted, preview, on_progress)
             clip = Clip(job, config, loaded.choice, sources, prepared, finish, loaded.pipe, latents, decoder, fitted)
             result = write_clip(clip, on_progress, began_s, beside=self._overlap)
+            if preview is not None:
+                preview.finish()
             if resume is not False:
                 work.discard()
             return result
@@ -262,6 +268,8 @@ def _check_outputs(job: AnimateJob, sources: Sources, size_wh: tuple[int, int]) 
     """Look at every place that will be written before any work is done."""
     for path in job.outputs:
         check_output(path, job.config.codec, sources.fps, job.inputs, size_wh=size_wh)
+    if job.config.preview:
+        refuse_inputs([preview_path(job.output)], job.inputs)
     if job.config.save_maps is not None:
         sources.check_map_places(job.config.save_maps, job.inputs)
 
@@ -308,6 +316,19 @@ def _small_decoder(config: AnimateConfig, pipe: XDynaPipeline) -> AutoencoderTin
     from xdyna.infer.engine.small_decoder import load_small_decoder
 
     return None if config.small_decoder is None else load_small_decoder(config.small_decoder, pipe)
+
+
+def _preview(
+    job: AnimateJob, config: AnimateConfig, loaded: _Loaded, prepared: Prepared, decoder: AutoencoderTiny | None
+) -> Preview | None:
+    """What shows the frames while they are made, if the config asks for it."""
+    if not config.preview:
+        return None
+    from xdyna.infer.engine.preview import open_preview
+
+    choice = loaded.choice
+    metadata = provenance(model=choice.name, model_hash=choice.sha256, seed=config.seed)
+    return open_preview(loaded.pipe, config, preview_path(job.output), prepared.reference, decoder, metadata)
 
 
 def _plan(
@@ -361,6 +382,7 @@ def _denoise(
     prepared: Prepared,
     saving: Saving,
     fitted: Fitted,
+    preview: Preview | None,
     on_progress: OnProgress,
 ) -> Tensor:
     """The clip's latents, [1, C, F, h, w]."""
@@ -372,6 +394,7 @@ def _denoise(
     pipe, sampling, window_batch = loaded.pipe, config.sampling(), config.window_batch
     assert window_batch != "auto"
     predictor = build_predictor(config)
+    within = fitted.predictor(anchored(predictor, pipe.scheduler, config))
     state = saving.begin()
     on_progress("denoise", 0 if state is None else state.step, sampling.steps)
 
@@ -402,7 +425,7 @@ def _denoise(
         window_batch=window_batch,
         output_type="latent",
         callback_on_step_end=after_step,
-        predictor=fitted.predictor(anchored(predictor, pipe.scheduler, config)),
+        predictor=within if preview is None else preview.predictor(within),
         noise=chosen_noise(config, pipe, len(prepared.pose_maps)),
         state=state,
     )

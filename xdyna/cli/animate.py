@@ -99,6 +99,10 @@ def animate(
     small_decoder: Annotated[
         Path | None, option("--small-decoder", "Folder of an AutoencoderTiny that decodes, for previews.", MODEL)
     ] = None,
+    preview: Annotated[
+        bool | None,
+        option("--preview/--no-preview", "Show frames in OUTPUT.preview.png while the job runs (default off).", RESULT),
+    ] = None,
     window_batch: Annotated[
         str | None, option("--window-batch", "Windows computed at once, a number or auto (default auto).", MODEL)
     ] = None,
