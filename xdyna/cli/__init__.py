@@ -23,8 +23,9 @@ from xdyna.errors import UserError
 
 #: Sub-commands in the order of the help: each is a module of this package with `app` (a Typer) or a function of its
 #: own name.
-COMMANDS = ("animate", "preprocess", "convert", "models", "info", "train", "data", "bench")
+COMMANDS = ("animate", "preprocess", "convert", "models", "info", "train", "data", "bench", "eval")
 
+EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
@@ -89,26 +90,34 @@ def main(args: list[str] | None = None) -> int:
     try:
         with _stopped_once(), _quiet_libraries():
             status = typer.main.get_command(app).main(args=args, prog_name="xdyna", standalone_mode=False)
-    except UserError as error:
-        return _fail(str(error), EXIT_USER_ERROR)
-    except typer.TyperException as error:
-        return _fail(error.format_message(), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", EXIT_INTERRUPTED)
-    except _Terminated:
-        return _fail("terminated", EXIT_TERMINATED)
     except BrokenPipeError:
         # Whoever read our stdout has gone; point it elsewhere so that the interpreter's last flush does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
-        if os.environ.get("XDYNA_DEBUG"):
+    except (Exception, KeyboardInterrupt, _Terminated) as error:
+        message, status = describe(error)
+        if status == EXIT_DEFECT and os.environ.get("XDYNA_DEBUG"):
             raise
-        text = f"{type(error).__name__}: {error}".rstrip(": ")
-        return _fail(f"unexpected {text} (a defect; XDYNA_DEBUG=1 shows where)", 1)
+        if isinstance(error, typer.TyperException) and os.environ.get("RANK", "0") != "0":
+            return status  # of all processes of a launcher the first one says it
+        return _fail(message, status)
     if status == EXIT_INTERRUPTED:
         _fail("interrupted", EXIT_INTERRUPTED)
     return status if isinstance(status, int) else 0
+
+
+def describe(error: BaseException) -> tuple[str, int]:
+    """What to tell of an error, and the exit status after it."""
+    if isinstance(error, UserError):
+        return str(error), EXIT_USER_ERROR
+    if isinstance(error, typer.TyperException):
+        return error.format_message(), error.exit_code
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return "interrupted", EXIT_INTERRUPTED
+    if isinstance(error, _Terminated):
+        return "terminated", EXIT_TERMINATED
+    text = f"{type(error).__name__}: {error}".rstrip(": ")
+    return f"unexpected {text} (a defect; XDYNA_DEBUG=1 shows where)", EXIT_DEFECT
 
 
 class _Terminated(BaseException):

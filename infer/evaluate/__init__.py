@@ -1,0 +1,1 @@
+"""Scoring generated videos by a frozen protocol: reading, measuring, keeping results, comparing them."""

@@ -1,0 +1,161 @@
+"""`xdyna eval`: score generated videos by a frozen protocol, and compare what came of it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xdyna.cli.common import JsonOption, announce, emit_json, fail, progress
+from xdyna.configs import load_config
+from xdyna.configs.evaluate import EvaluateConfig
+from xdyna.errors import UserError
+
+if TYPE_CHECKING:
+    from xdyna.infer.evaluate.compare import Comparison
+    from xdyna.infer.evaluate.pairs import Pair
+    from xdyna.infer.evaluate.score import Scored
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Score videos by a frozen protocol, and compare.")
+
+_SHOWN = 20  # lines about pairs that failed
+
+MetricsOption = Annotated[
+    str | None, typer.Option("--metrics", help="Names with commas (default: all that can be had here).")
+]
+BackbonesOption = Annotated[Path | None, typer.Option("--backbones", help="Folder with the networks' weights.")]
+ProtocolOption = Annotated[str, typer.Option("--protocol", metavar="NAME|FILE", help="How clips are read.")]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache", help="Folder of features (default: beside the results, NAME.features).")
+]
+WorkersOption = Annotated[int | None, typer.Option("--workers", help="Videos measured at once (default 1).")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads of torch and OpenCV.")]
+AllowOption = Annotated[
+    bool, typer.Option("--allow-failed", help="End with status 0 though some pairs could not be measured.")
+]
+
+
+@app.command()
+def score(
+    context: typer.Context,
+    generated: Annotated[Path | None, typer.Option("--generated", help="Folder of generated videos.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="Folder of the true videos, under the same names.")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option("--masks", help="Folder of the persons' masks.")] = None,
+    photos: Annotated[Path | None, typer.Option("--photos", help="Folder of the reference photos.")] = None,
+    tracks: Annotated[Path | None, typer.Option("--tracks", help="Folder of driving joints (.tracks.npz).")] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--methods", metavar="NAME=DIR", help="Another method's folder; repeat it.")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", help="Jobs that made the videos, in place of --reference.")
+    ] = None,
+    metrics: MetricsOption = None,
+    backbones: BackbonesOption = None,
+    protocol: ProtocolOption = "v1",
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of results; an unfinished one goes on.")] = Path(
+        "results.jsonl"
+    ),
+    cache: CacheOption = None,
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
+    allow_failed: AllowOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Score generated videos against true ones: pairs by name, or by the manifest that made them."""
+    options = ("metrics", "backbones", "cache", "workers", "threads", "allow_failed")
+    config = load_config(EvaluateConfig, values={key: context.params[key] for key in options})
+    if (reference is None) == (manifest is None):
+        raise UserError("wanted --reference DIR or --manifest FILE, one of them")
+    folders = _folders(generated, methods or [])
+    from xdyna.infer.evaluate.pairs import pairs_by_name, pairs_of_manifest
+    from xdyna.infer.evaluate.protocol import load_protocol
+    from xdyna.infer.evaluate.score import ScoreJob
+    from xdyna.infer.evaluate.score import score as run
+
+    chosen = load_protocol(protocol)
+    pairs: dict[str, Sequence[Pair]] = {}
+    for name, folder in folders.items():
+        if reference is not None:
+            extra = {"masks": masks, "photos": photos, "tracks": tracks, "allow_failed": allow_failed}
+            pairs[name] = pairs_by_name(folder, reference, **extra)  # type: ignore[arg-type]
+        else:
+            assert manifest is not None
+            pairs[name] = pairs_of_manifest(manifest, folder)
+    job = ScoreJob(pairs, folders, out, chosen, config, command=shlex.join(["xdyna", *sys.argv[1:]]))
+    announce(chosen.line())
+    with progress(quiet=as_json) as on_progress:
+        scored = run(job, on_progress)
+    return finish(scored, allow_failed, as_json)
+
+
+def _folders(generated: Path | None, methods: Sequence[str]) -> dict[str, Path]:
+    """Method -> folder."""
+    folders = {} if generated is None else {generated.absolute().name: generated}
+    for text in methods:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise UserError(f"--methods {text}: wanted NAME=DIR")
+        if name in folders:
+            raise UserError(f"--methods {text}: {name} is named twice, wanted a name of its own for each folder")
+        folders[name] = Path(folder).expanduser()
+    if not folders:
+        raise UserError("wanted --generated DIR, or --methods NAME=DIR for each method")
+    return folders
+
+
+def finish(scored: Scored, allow_failed: bool, as_json: bool) -> int:
+    """Print what came of it; status 1 where something failed that may not."""
+    from xdyna.infer.evaluate.table import score_table, summary
+
+    results = scored.results
+    for line in score_table(results):
+        announce(line)
+    for name, why in results.header["missing"].items():
+        announce(f"left out: {name}: {why}")
+    for note in scored.notes:
+        announce(f"note: {note}")
+    for problem in scored.problems[:_SHOWN]:
+        fail(problem)
+    if len(scored.problems) > _SHOWN:
+        fail(f"and {len(scored.problems) - _SHOWN} more; all are in {results.path}")
+    announce(f"{results.path}: {len(results.clips)} clips, {len(results.failed)} pairs failed")
+    if as_json:
+        emit_json({"results": results.path, "problems": list(scored.problems), **summary(results)})
+    return 1 if scored.problems and not allow_failed else 0
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="File of results, or FILE:METHOD.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="Likewise, of the other method.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file to write.")] = None,
+    draws: Annotated[int, typer.Option("--draws", min=100, help="Bootstrap samples of clips' figures.")] = 2000,
+    set_draws: Annotated[int, typer.Option("--set-draws", min=20, help="Of Frechet distances.")] = 200,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
+    level: Annotated[float, typer.Option("--level", min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two methods scored by one protocol: paired bootstrap over the videos that both have."""
+    from xdyna.infer.evaluate.compare import compare as run
+    from xdyna.infer.evaluate.table import compare_table
+
+    found: Comparison = run(a, b, draws=draws, set_draws=set_draws, seed=seed, level=level)
+    for line in compare_table(found):
+        announce(line)
+    report: dict[str, Any] = found.to_json()
+    if out is not None:
+        import json
+
+        from xdyna.files import written_whole
+
+        with written_whole(out) as part:
+            part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        announce(f"{out}: written")
+    if as_json:
+        emit_json(report)
