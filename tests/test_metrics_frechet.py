@@ -28,7 +28,9 @@ def test_gaussians_in_closed_form() -> None:
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
     covariances = [turn @ np.diag(deviations**2) @ turn.T for deviations in (deviations1, deviations2)]
     wanted = ((mean1 - mean2) ** 2).sum() + ((deviations1 - deviations2) ** 2).sum()
-    assert gaussian_distance(mean1, covariances[0], mean2, covariances[1]) == pytest.approx(wanted, rel=1e-12)
+    assert gaussian_distance(mean1, covariances[0], mean2, covariances[1]) == pytest.approx(
+        wanted, rel=1e-7
+    )  # one deviation is 0
     assert gaussian_distance(mean1, covariances[0], mean1, covariances[0]) == pytest.approx(0, abs=1e-12)
 
 
@@ -90,12 +92,8 @@ def test_large_means_do_not_drown_small_spreads() -> None:
     """float32 sums would give nonsense here."""
     rows = (drawn(400, 5, 8) * 0.01 + 300).astype(np.float32)
     other = (drawn(400, 5, 9) * 0.01 + 300).astype(np.float32)
-    wanted = gaussian_distance(
-        rows.mean(0, dtype=float),
-        np.cov(rows.T.astype(float)),
-        other.mean(0, dtype=float),
-        np.cov(other.T.astype(float)),
-    )
+    exact = [part.astype(float) for part in (rows, other)]
+    wanted = gaussian_distance(*(value for part in exact for value in (part.mean(0), np.cov(part.T))))
     assert frechet_distance(moments(rows), moments(other)) == pytest.approx(wanted, rel=1e-3)
 
 
