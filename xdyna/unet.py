@@ -25,17 +25,45 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionModel, UNetMotionOutput
 from torch import Tensor, nn
 
-from xdyna.attention import FrameLayout, ReferenceCache, spatial_sites, use_frame_attention, without_adapter_layers
+from xdyna.attention import FrameLayout, Record, ReferenceCache, spatial_sites, use_frame_attention, without_adapter_layers
 from xdyna.fork import fork_in_block, repeat_rows
 
 #: A clip of one driving frame without a reference.
 ONE_FRAME = FrameLayout(reference=0, driving=1)
 
 
-def pooled_group_norm(norm: nn.GroupNorm, x: Tensor, batch: int) -> Tensor:
-    """GroupNorm of [B*F, C, h, w] with statistics over each clip's frames together."""
-    clips = x.unflatten(0, (batch, -1)).transpose(1, 2)
-    return norm(clips).transpose(1, 2).flatten(0, 1)
+class ClipGroupNorm(nn.GroupNorm):
+    """GroupNorm of frames folded into the batch, with statistics over each clip's frames together."""
+
+    def forward(self, x: Tensor, batch: int = 1) -> Tensor:
+        """[B*F, C, h, w] of `batch` clips -> the same, contiguous."""
+        # The kernel's statistics have no gradient, and in half precision the second rounding would show.
+        if torch.is_grad_enabled() or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
+            clips = x.unflatten(0, (batch, -1)).transpose(1, 2)
+            return super().forward(clips).transpose(1, 2).flatten(0, 1)
+        # Each frame is normed where it lies, then led from its own statistics to those of the clip: no frame moves.
+        rows, channels, groups = *x.shape[:2], self.num_groups
+        out, mean, inverse = torch.native_group_norm(
+            x.contiguous(), None, None, rows, channels, x[0, 0].numel(), groups, self.eps
+        )
+        means, inverses = mean.unflatten(0, (batch, -1)), inverse.unflatten(0, (batch, -1))  # [B, F, G]
+        pooled_mean = means.mean(1, keepdim=True)
+        pooled_inverse = (inverses.pow(-2).mean(1, keepdim=True) + means.var(1, correction=0, keepdim=True)).rsqrt()
+        weight, bias = self.weight.view(groups, -1), self.bias.view(groups, -1)
+        scale = weight * (pooled_inverse / inverses)[..., None]  # [B, F, G, C / G]
+        shift = bias + weight * ((means - pooled_mean) * pooled_inverse)[..., None]
+        return torch.addcmul(shift.view(rows, channels, 1, 1), out, scale.view(rows, channels, 1, 1), out=out)
+
+
+def pooling(norm: nn.GroupNorm) -> ClipGroupNorm:
+    """A new norm of the same size."""
+    return ClipGroupNorm(norm.num_groups, norm.num_channels, norm.eps)
+
+
+def norm_clips(norm: nn.GroupNorm, x: Tensor, batch: int) -> Tensor:
+    """[B*F, C, h, w] of `batch` clips through a norm that pools their frames, or through one that does not."""
+    normed: Tensor = norm(x, batch) if isinstance(norm, ClipGroupNorm) else norm(x)
+    return normed
 
 
 def silu_over(x: Tensor) -> Tensor:
@@ -55,18 +83,16 @@ class ClipResnetBlock(ResnetBlock2D):
 
     def __init__(self, *, pooled: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.pooled = pooled
-
-    def _norm(self, norm: nn.GroupNorm, x: Tensor, batch: int) -> Tensor:
-        return pooled_group_norm(norm, x, batch) if self.pooled else norm(x)
+        if pooled:
+            self.norm1, self.norm2 = pooling(self.norm1), pooling(self.norm2)
 
     def forward(self, input_tensor: Tensor, temb: Tensor) -> Tensor:
         """[B*F, C, h, w] and time embedding [B, 1 or F, T] -> [B*F, C', h, w]."""
         batch = len(temb)
-        x = self.conv1(silu_over(self._norm(self.norm1, input_tensor, batch)))
+        x = self.conv1(silu_over(norm_clips(self.norm1, input_tensor, batch)))
         shift = self.time_emb_proj(self.nonlinearity(temb))[..., None, None]
         x = (x.unflatten(0, (batch, -1)) + shift).flatten(0, 1)
-        x = self.conv2(self.dropout(silu_over(self._norm(self.norm2, x, batch))))
+        x = self.conv2(self.dropout(silu_over(norm_clips(self.norm2, x, batch))))
         residual = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
         return (residual + x) / self.output_scale_factor
 
@@ -183,6 +209,8 @@ class XDynaUNet(UNetMotionModel):
             use_motion_mid_block=False,
         )
         self._replace_resnets(pool_group_norm)
+        if pool_group_norm:
+            self.conv_norm_out = pooling(self.conv_norm_out)
         self._replace_motion_modules(motion_num_attention_heads, motion_max_seq_length, motion_norm_num_groups)
         use_frame_attention(self)
         self.requires_grad_(False)
@@ -290,7 +318,7 @@ class XDynaUNet(UNetMotionModel):
         """
         if self.config.pool_group_norm:
             raise ValueError("a reference cannot be encoded alone: this model pools GroupNorm over the whole clip")
-        record: ReferenceCache = {}
+        record = Record()
         self(reference.unsqueeze(2), timestep, encoder_hidden_states, record=record)
         if not record:
             raise ValueError("no Dynamics-Adapter is attached: nothing reads the reference")
@@ -343,9 +371,7 @@ class XDynaUNet(UNetMotionModel):
             x = block(x, res_hidden_states_tuple=tuple(own), temb=temb, num_frames=layout, upsample_size=size, **extra)
 
         batch = len(temb)
-        norm = self.conv_norm_out
-        x = pooled_group_norm(norm, x, batch) if self.config.pool_group_norm else norm(x)
-        return unfold(self.conv_out(silu_over(x)), batch)
+        return unfold(self.conv_out(silu_over(norm_clips(self.conv_norm_out, x, batch))), batch)
 
     def _embed_time(self, timestep: Tensor | float, sample: Tensor, layout: FrameLayout) -> Tensor:
         """[B, 1, T] when all frames share a timestep, else [B, F, T]."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from xdyna.attention import FrameLayout, ReferenceCache
 from xdyna.fork import repeat_rows
-from xdyna.unet import XDynaUNet, add_residuals, fold, pooled_group_norm, unfold
+from xdyna.unet import XDynaUNet, add_residuals, fold, norm_clips, silu_over, unfold
 
 
 def most_depth(unet: XDynaUNet) -> int:
@@ -93,9 +93,8 @@ def run_outermost(
         skip = skips.pop()
         x = torch.cat([x, repeat_rows(skip, len(x) // len(skip))], dim=1)
         x = _layer(block, i, x, temb, attention, layout)
-    norm = unet.conv_norm_out
-    x = pooled_group_norm(norm, x, len(temb)) if unet.config.pool_group_norm else norm(x)
-    return unfold(unet.conv_out(unet.conv_act(x)), len(temb))
+    x = silu_over(norm_clips(unet.conv_norm_out, x, len(temb)))
+    return unfold(unet.conv_out(x), len(temb))
 
 
 def _layer(block: Any, i: int, x: Tensor, temb: Tensor, attention: dict[str, Any], layout: FrameLayout) -> Tensor:
