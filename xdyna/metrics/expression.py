@@ -19,7 +19,7 @@ from xdyna.metrics.colour import to_lab
 from xdyna.metrics.motion_energy import correlation
 from xdyna.metrics.specs import ClipMetric, Region, Sample
 
-#: Points of the 68 that expressions leave alone, and where they are on a head seen from the front, in head radii.
+#: Points of the 68 that expressions leave alone.
 FIXED = (0, 16, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 39, 42, 45)
 #: (left, top, right, bottom) in head radii: a strip through the mouth, so narrow that a smile counts little; both eyes.
 MOUTH = (-0.15, 0.42, 0.15, 0.95)
@@ -89,7 +89,7 @@ def pooled_correlation(made: list[Floats], wanted: list[Floats]) -> float:
 def _upright(frame: NDArray[np.uint8], points: NDArray[np.floating]) -> tuple[NDArray[np.uint8], float]:
     """The head brought upright [S, S, 3], and how many pixels its vertical radius measures in the frame."""
     ones = np.ones((len(FIXED), 1))
-    forth, *_ = np.linalg.lstsq(np.concatenate([_TEMPLATE, ones], 1), points.astype(np.float64), rcond=None)  # [3, 2]
+    forth, *_ = np.linalg.lstsq(np.concatenate([TEMPLATE, ones], 1), points.astype(np.float64), rcond=None)  # [3, 2]
     scale = 2 * _EXTENT / _SIDE_PX  # head radii per pixel of the square
     corner = np.asarray([[scale, 0, 0], [0, scale, 0], [scale / 2 - _EXTENT, scale / 2 - _EXTENT, 1]])
     matrix = (corner @ forth).T.copy()
@@ -116,7 +116,8 @@ def _box(box: tuple[float, float, float, float]) -> tuple[slice, slice]:
 
 
 _EXTENT = 1.2
-_TEMPLATE = np.asarray(
+#: Where the points of `FIXED` are on a head seen from the front, in head radii.
+TEMPLATE = np.asarray(
     [[-0.95, 0.02], [0.95, 0.02], [0, -0.10], [0, 0.007], [0, 0.113], [0, 0.22],
      [-0.17, 0.28], [-0.085, 0.31], [0, 0.33], [0.085, 0.31], [0.17, 0.28],
      [-0.605, -0.09], [-0.175, -0.09], [0.175, -0.09], [0.605, -0.09]]

@@ -12,9 +12,11 @@ from xdyna.metrics.clips import Floats, Frames, all_of_three, as_mask, check_cli
 from xdyna.metrics.specs import ALL_REGIONS, ClipMetric, Region, Sample
 
 #: Luma of Rec. 601.
-_LUMA = np.asarray([0.299, 0.587, 0.114], np.float32)
+LUMA = np.asarray([0.299, 0.587, 0.114], np.float32)
 #: A pixel seen for less than this share of the clip has no place in the map.
 LEAST_SEEN = 0.25
+#: Maps are blurred by this before they are compared with the truth's, pixels.
+MAP_BLUR_PX = 1.5
 
 
 def motion_energy(frames: Frames, masks: NDArray[Any] | None = None) -> float:
@@ -44,7 +46,7 @@ def motion_map(frames: Frames, masks: NDArray[Any] | None = None, blur_px: float
     """
     check_clip(frames, least=4)
     where = as_mask(masks, frames.shape[:3])
-    smooth = mean_of_three(frames.astype(np.float32) @ _LUMA)
+    smooth = mean_of_three(frames.astype(np.float32) @ LUMA)
     change = np.abs(np.diff(smooth, axis=0))  # [F-3, H, W]
     known = all_of_three(where)
     known = known[:-1] & known[1:]
@@ -82,8 +84,18 @@ def _measure(sample: Sample, region: Region, _: Any) -> float:
     return motion_energy(sample.made, sample.where(region))
 
 
+def _measure_map(sample: Sample, region: Region, _: Any) -> float:
+    assert sample.truth is not None
+    where = sample.where(region)
+    return map_correlation(motion_map(sample.made, where, MAP_BLUR_PX), motion_map(sample.truth, where, MAP_BLUR_PX))
+
+
 SPECS = (
     ClipMetric(
         name="motion-energy", unit="levels/frame", better="truth", regions=ALL_REGIONS, least_frames=4, measure=_measure
     ),
-)
+    ClipMetric(
+        name="motion-map", unit="correlation", better="higher", needs=frozenset({"truth"}), regions=ALL_REGIONS,
+        least_frames=4, measure=_measure_map,
+    ),
+)  # fmt: skip

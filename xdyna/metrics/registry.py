@@ -7,14 +7,42 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xdyna.errors import UserError, near_matches
-from xdyna.metrics import colour, drift, expression, flow, joints, l1, motion_energy, psnr, seam, ssim
+from xdyna.metrics import (
+    colour,
+    drift,
+    expression,
+    flicker,
+    flow,
+    flow_consistency,
+    joints,
+    l1,
+    motion_energy,
+    psnr,
+    seam,
+    ssim,
+    stillness,
+)
 from xdyna.metrics.backbones import find_backbone
 from xdyna.metrics.specs import ClipMetric, Metric, Region, Sample, SetMetric
 
 __all__ = ["METRICS", "ClipMetric", "Metric", "Missing", "Region", "Sample", "SetMetric", "available", "find_metric"]
 
 #: Every metric's file exports a tuple `SPECS`; the order here is that of tables.
-_FILES = (l1, psnr, ssim, colour, motion_energy, flow, seam, joints, expression, drift)
+_FILES = (
+    l1,
+    psnr,
+    ssim,
+    colour,
+    motion_energy,
+    flow,
+    flow_consistency,
+    flicker,
+    stillness,
+    seam,
+    joints,
+    expression,
+    drift,
+)
 
 METRICS: Mapping[str, ClipMetric | SetMetric] = {spec.name: spec for file in _FILES for spec in file.SPECS}
 

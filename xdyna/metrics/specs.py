@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xdyna.metrics.clips import ALL_REGIONS, Frames, Mask, Region, region_mask
+from xdyna.metrics.clips import ALL_REGIONS, Floats, Frames, Mask, Region, region_mask
 from xdyna.preprocess.tracks import Tracks
 
 __all__ = ["ALL_REGIONS", "Better", "ClipMetric", "Metric", "Region", "Sample", "SetMetric"]
@@ -57,6 +58,20 @@ class Sample:
             ValueError: a part is asked for and the masks are unknown.
         """
         return region_mask(self.masks, region)
+
+    @cached_property
+    def flow_forth(self) -> Floats:
+        """Flow of the generated clip from each frame to the next (`flow.optical_flow`), found once for all metrics."""
+        from xdyna.metrics.flow import optical_flow
+
+        return optical_flow(self.made)
+
+    @cached_property
+    def flow_back(self) -> Floats:
+        """Flow from each frame but the first to the one before it: [F-1, H, W, 2], entry k from frame k + 1 to k."""
+        from xdyna.metrics.flow import optical_flow
+
+        return optical_flow(self.made[::-1])[::-1]
 
     def of_truth(self) -> Sample:
         """The truth in the place of the generated clip: what a metric gives for it is the value to come near to."""
