@@ -73,12 +73,17 @@ def grid_features(frames: NDArray[np.uint8], masks: Any, region: str, backbone: 
     return parts.mean((2, 4)).reshape(len(frames), 12).astype(np.float32)
 
 
-@pytest.fixture
-def grid_metric(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A Frechet distance of `grid_features` among the metrics."""
+def add_grid_metric(patched: pytest.MonkeyPatch) -> None:
+    """Put a Frechet distance of `grid_features` among the metrics."""
     metric = SetMetric(
         name=SET, unit="", better="lower", needs=frozenset({"truth"}), regions=("all", "fg", "bg"),
         features=grid_features,
     )  # fmt: skip
-    monkeypatch.setitem(registry.METRICS, SET, metric)  # type: ignore[arg-type]
+    patched.setitem(registry.METRICS, SET, metric)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def grid_metric(monkeypatch: pytest.MonkeyPatch) -> str:
+    """`add_grid_metric` for one test; its name."""
+    add_grid_metric(monkeypatch)
     return SET

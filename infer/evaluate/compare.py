@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from xdyna.errors import UserError, near_matches
 from xdyna.infer.evaluate.features import FeatureCache
-from xdyna.infer.evaluate.resample import FrechetSample, draw_videos, holm, interval, mean_draws, two_sided
+from xdyna.infer.evaluate.resample import (
+    FrechetSample,
+    centred,
+    draw_videos,
+    holm,
+    interval,
+    mean_draws,
+    normal_chance,
+    two_sided,
+)
 from xdyna.infer.evaluate.results import ClipLine, Results
 
 Floats = NDArray[np.float64]
@@ -95,7 +104,7 @@ def compare(
     a: str | Path,
     b: str | Path,
     *,
-    draws: int = 2000,
+    draws: int = 10_000,
     set_draws: int = 200,
     seed: int = 0,
     level: float = 0.95,
@@ -238,7 +247,7 @@ def _clip_row(
         return _bare(key, facts, a, b, len(per_video), "one video alone gives no interval")
     differences = per_video[:, 0] - per_video[:, 1]
     sample = mean_draws(differences, draws, np.random.default_rng([seed, len(differences)]))
-    return _row(key, facts, a, b, sample, len(per_video), level)
+    return _row(key, facts, a, b, sample, len(per_video), level, two_sided(sample))
 
 
 def _pair_values(key: str, better: str, mine: ClipLine, theirs: ClipLine) -> tuple[float, float] | None:
@@ -282,7 +291,10 @@ def _set_row(
     rng = np.random.default_rng([seed, len(videos), 1])
     chosen = draw_videos(len(videos), draws, rng)
     drawn = np.asarray([samples[0].distance(pick) - samples[1].distance(pick) for pick in chosen])
-    return _row(key, facts, a, b, drawn[np.isfinite(drawn)], len(videos), level)
+    drawn = drawn[np.isfinite(drawn)]
+    if len(drawn) < 2:
+        return _bare(key, facts, a, b, len(videos), "too few features for an interval")
+    return _row(key, facts, a, b, centred(drawn, a - b), len(videos), level, normal_chance(drawn, a - b))
 
 
 def _stated(results: Results, method: str, key: str) -> float:
@@ -295,9 +307,10 @@ def _bare(key: str, facts: Mapping[str, Any], a: float, b: float, videos: int, n
     return Row(key, facts["unit"], facts["better"], a, b, a - b, nan, nan, None, None, videos, note=note)
 
 
-def _row(key: str, facts: Mapping[str, Any], a: float, b: float, sample: Floats, videos: int, level: float) -> Row:
+def _row(
+    key: str, facts: Mapping[str, Any], a: float, b: float, sample: Floats, videos: int, level: float, p: float | None
+) -> Row:
     low, high = interval(sample, level)
-    p = two_sided(sample)
     return Row(key, facts["unit"], facts["better"], float(a), float(b), float(a - b), low, high, p, None, videos)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,28 @@ def two_sided(sample: Floats) -> float | None:
         return None
     below, above = int((sample <= 0).sum()), int((sample >= 0).sum())
     return min(1.0, 2 * (min(below, above) + 1) / (len(sample) + 1))
+
+
+def centred(sample: Floats, estimate: float) -> Floats:
+    """A bootstrap sample moved so that its mean is the estimate.
+
+    Distances of drawn features are too large: a sample holds fewer different clips than the set. That error is the
+    same in every draw, so what is left after it is taken out tells how far the estimate may be off.
+    """
+    return sample - sample.mean() + estimate
+
+
+def normal_chance(sample: Floats, estimate: float) -> float | None:
+    """Chance of an estimate this far from 0, both tails, if it is normal with the spread of a bootstrap sample.
+
+    Not limited by the number of draws, which for Frechet distances are few.
+    """
+    if len(sample) < 2:
+        return None
+    error = float(sample.std(ddof=1))
+    if error == 0:
+        return 1.0 if estimate == 0 else 0.0
+    return math.erfc(abs(estimate) / error / math.sqrt(2))
 
 
 def holm(chances: Sequence[float]) -> list[float]:

@@ -114,8 +114,7 @@ def finish(scored: Scored, allow_failed: bool, as_json: bool) -> int:
     from xdyna.infer.evaluate.table import score_table, summary
 
     results = scored.results
-    for line in score_table(results):
-        announce(line)
+    _show(score_table(results), as_json)
     for name, why in results.header["missing"].items():
         announce(f"left out: {name}: {why}")
     for note in scored.notes:
@@ -130,12 +129,18 @@ def finish(scored: Scored, allow_failed: bool, as_json: bool) -> int:
     return 1 if scored.problems and not allow_failed else 0
 
 
+def _show(table: Sequence[str], as_json: bool) -> None:
+    """Print a table as it is; with `--json` its numbers are in the object."""
+    if not as_json:
+        print("\n".join(table), flush=True)
+
+
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="File of results, or FILE:METHOD.", show_default=False)],
     b: Annotated[str, typer.Argument(metavar="B", help="Likewise, of the other method.", show_default=False)],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file to write.")] = None,
-    draws: Annotated[int, typer.Option("--draws", min=100, help="Bootstrap samples of clips' figures.")] = 2000,
+    draws: Annotated[int, typer.Option("--draws", min=100, help="Bootstrap samples of clips' figures.")] = 10_000,
     set_draws: Annotated[int, typer.Option("--set-draws", min=20, help="Of Frechet distances.")] = 200,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
     level: Annotated[float, typer.Option("--level", min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
@@ -146,8 +151,7 @@ def compare(
     from xdyna.infer.evaluate.table import compare_table
 
     found: Comparison = run(a, b, draws=draws, set_draws=set_draws, seed=seed, level=level)
-    for line in compare_table(found):
-        announce(line)
+    _show(compare_table(found), as_json)
     report: dict[str, Any] = found.to_json()
     if out is not None:
         import json
