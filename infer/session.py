@@ -31,6 +31,7 @@ from xdyna.infer.load import (
 from xdyna.infer.saving import Saving, all_facts, job_facts
 from xdyna.infer.sources import Sources
 from xdyna.infer.threads import Meanwhile, Tell
+from xdyna.infer.time_left import JobWatch, watch_job
 from xdyna.infer.weights_hash import changed
 from xdyna.infer.work import Work
 from xdyna.infer.write import Clip, write_clip
@@ -48,6 +49,20 @@ if TYPE_CHECKING:
     from xdyna.infer.engine.plan import Plan
     from xdyna.infer.engine.preview import Preview
     from xdyna.pipeline import XDynaPipeline
+
+#: Settings that decide, with the model, what a step and a frame cost.
+_SORT = {
+    "size",
+    "window",
+    "overlap",
+    "window_batch",
+    "vae_batch",
+    "small_decoder",
+    "fast",
+    "upscale",
+    "codec",
+    "compare",
+}
 
 logger = logging.getLogger("xdyna")
 
@@ -102,6 +117,7 @@ class Session:
         self._found = Found()
         self._loaded: _Loaded | None = None
         self._drawn: _Drawn | None = None
+        self._costs: dict[Hashable, dict[str, float]] = {}  # seconds, of the last job of each sort
 
     def __enter__(self) -> Self:
         return self
@@ -154,9 +170,15 @@ class Session:
             decoder = _small_decoder(config, loaded.pipe)
             saving = Saving(work, lambda: all_facts(config, device, loaded.choice, sources, prepared), always=resume)
             preview = _preview(job, config, loaded, prepared, decoder)
-            latents = _denoise(loaded, config, sources, prepared, saving, fitted, preview, on_progress)
+            sort = (loaded.key, config.model_dump_json(include=_SORT))
+            watch = watch_job(
+                config, len(prepared.pose_maps), face=prepared.face_maps is not None,
+                schedule=loaded.pipe.config.schedule, on_progress=on_progress, known=self._costs.get(sort, {}),
+            )  # fmt: skip
+            latents = _denoise(loaded, config, sources, prepared, saving, fitted, preview, on_progress, watch)
             clip = Clip(job, config, loaded.choice, sources, prepared, finish, loaded.pipe, latents, decoder, fitted)
-            result = write_clip(clip, on_progress, began_s, beside=self._overlap)
+            result = write_clip(clip, watch.writing(on_progress), began_s, beside=self._overlap)
+            self._costs[sort] = watch.time_left.costs_s()
             if preview is not None:
                 preview.finish()
             if resume is not False:
@@ -384,6 +406,7 @@ def _denoise(
     fitted: Fitted,
     preview: Preview | None,
     on_progress: OnProgress,
+    watch: JobWatch,
 ) -> Tensor:
     """The clip's latents, [1, C, F, h, w]."""
     import torch
@@ -395,12 +418,17 @@ def _denoise(
     assert window_batch != "auto"
     predictor = build_predictor(config)
     within = fitted.predictor(anchored(predictor, pipe.scheduler, config))
+    predictor.on_window = watch.window
     state = saving.begin()
-    on_progress("denoise", 0 if state is None else state.step, sampling.steps)
+    begun = 0 if state is None else state.step
+    on_progress("denoise", begun, sampling.steps)
+    embeddings = _embeddings(loaded, config, sources, prepared, watch)
+    watch.begin(begun)
 
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if predictor.starts_afresh(step + 1):
             saving.after_step(pipe, step, tensors["latents"])
+        watch.step()
         on_progress("denoise", step + 1, pipe.num_timesteps)
         return {}
 
@@ -408,7 +436,7 @@ def _denoise(
         None,
         prepared.pose_maps,
         prepared.face_maps,
-        **_embeddings(loaded, config, sources, prepared),
+        **embeddings,
         width=sampling.size_wh[0],
         height=sampling.size_wh[1],
         num_inference_steps=sampling.steps,
@@ -438,7 +466,9 @@ def _denoise(
     return latents
 
 
-def _embeddings(loaded: _Loaded, config: AnimateConfig, sources: Sources, prepared: Prepared) -> dict[str, Any]:
+def _embeddings(
+    loaded: _Loaded, config: AnimateConfig, sources: Sources, prepared: Prepared, watch: JobWatch
+) -> dict[str, Any]:
     """What the pipeline would encode itself, with the same random numbers: each is encoded once in a session."""
     import torch
 
@@ -447,7 +477,10 @@ def _embeddings(loaded: _Loaded, config: AnimateConfig, sources: Sources, prepar
 
     def reference() -> Tensor:
         generator = torch.Generator("cpu").manual_seed(config.seed)
-        return pipe.encode_reference(prepared.reference, sampling.size_wh, generator)
+        began_s = time.monotonic()
+        latents = pipe.encode_reference(prepared.reference, sampling.size_wh, generator).cpu()  # waits for a GPU
+        watch.encoded(time.monotonic() - began_s)
+        return latents
 
     def prompt(text: str, name: str) -> Tensor:
         return loaded.prompts.fetch(text, lambda: pipe.encode_prompt(text or None, name))

@@ -9,7 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from xdyna.windows import make_windows
 
 if TYPE_CHECKING:
     from xdyna.configs.animate import AnimateConfig
@@ -115,7 +117,7 @@ class TimeLeft:
 
     def left_s(self) -> float | None:
         """Seconds of work left; None while nothing at all is known."""
-        return self._sum(lambda part: max(0.0, part.units - self._measured[part.kind].done))
+        return self._sum(lambda part: max(0.0, round(part.units - self._measured[part.kind].done, 6)))
 
     def total_s(self) -> float | None:
         """Seconds that all the work takes, what was done before included; None while nothing at all is known."""
@@ -158,6 +160,14 @@ class Outlook:
 
 
 OnOutlook = Callable[[Outlook], None]
+
+
+@runtime_checkable
+class ShowsOutlook(Protocol):
+    """What shows progress and, beside, how the whole job stands."""
+
+    def outlook(self, outlook: Outlook) -> None:
+        """Called whenever something of the job is done, before the progress of its stage is told."""
 
 
 @dataclass
@@ -219,6 +229,16 @@ class JobWatch:
             self._written = num_frames
             self._say()
 
+    def writing(self, on_progress: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+        """The same, with an eye on the frames that are written."""
+
+        def watched(stage: str, done: int, total: int) -> None:
+            if stage == _WRITE:
+                self.written(done)
+            on_progress(stage, done, total)
+
+        return watched
+
     def _kind(self, step: int) -> str:
         return self.steps[min(step, len(self.steps) - 1)][0]  # some schedulers add a step
 
@@ -231,6 +251,32 @@ class JobWatch:
         left_s, total_s = self.time_left.left_s(), self.time_left.total_s()
         if left_s is not None and total_s:
             self.tell(Outlook(1 - min(1.0, left_s / total_s), left_s, self.num_frames / total_s))
+
+
+def watch_job(
+    config: AnimateConfig,
+    num_frames: int,
+    *,
+    face: bool,
+    schedule: str,
+    on_progress: Any,
+    known: Mapping[str, float],
+) -> JobWatch:
+    """The watch over a job; it tells `on_progress`, if that is a `ShowsOutlook`.
+
+    Args:
+        config: with preset and model's defaults filled in.
+        num_frames: of the result.
+        face: the face ControlNet runs.
+        schedule: the model's own way to cut windows.
+        on_progress: what shows the job's progress.
+        known: costs of an earlier job of the same sort.
+    """
+    sampling = config.sampling()
+    windows = make_windows(config.schedule or schedule, num_frames, sampling.window, sampling.overlap, 0)
+    kinds = step_kinds(config, len(windows), face=face)
+    tell = on_progress.outlook if isinstance(on_progress, ShowsOutlook) else lambda outlook: None
+    return JobWatch(num_frames, kinds, tell, known)
 
 
 def step_kinds(config: AnimateConfig, num_windows: int, *, face: bool) -> list[tuple[str, float]]:

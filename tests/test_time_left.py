@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from animate_inputs import make_driver, make_photo
+from rich.console import Console
 
+from xdyna.cli import common
 from xdyna.configs.animate import AnimateConfig
-from xdyna.infer.time_left import JobWatch, Outlook, Part, TimeLeft, shown_time, step_kinds
+from xdyna.infer.animate import AnimateJob
+from xdyna.infer.session import Session
+from xdyna.infer.time_left import JobWatch, Outlook, Part, ShowsOutlook, TimeLeft, shown_time, step_kinds
 
 
 def config(**settings: Any) -> AnimateConfig:
@@ -200,3 +207,73 @@ def test_kinds_of_steps() -> None:
 )
 def test_shown_time(seconds: float, text: str) -> None:
     assert shown_time(seconds) == text
+
+
+# --- shown -------------------------------------------------------------------------------------------------------
+
+
+def test_plain_lines_tell_of_the_whole_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = iter(range(0, 1000, 4))
+    monkeypatch.setattr(common.time, "monotonic", lambda: float(next(now_s)))
+    common.start_talk()
+    shown = common.PlainProgress()
+    shown("denoise", 0, 10)
+    for window in range(1, 5):
+        shown.outlook(Outlook(window / 40, 700 - 10 * window, 0.123))
+    shown("denoise", 1, 10)
+    shown("denoise", 10, 10)
+    shown.outlook(Outlook(1.0, 0.0, 0.125))
+    shown("write", 7, 7)
+    assert capsys.readouterr().out.splitlines() == [
+        "denoise: 0/10, 8 % of the job, 0.123 frames/s, 11 min 10 s left",
+        "denoise: 10/10, 10 % of the job, 0.123 frames/s, 11 min 00 s left",
+        "write: 7/7",
+    ]
+
+
+def test_the_bar_tells_of_the_whole_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, legacy_windows=False)
+    monkeypatch.setattr("rich.console.Console", lambda: console)
+    monkeypatch.setattr(common.sys.stdout, "isatty", lambda: True, raising=False)
+    with common.progress() as shown:
+        assert isinstance(shown, ShowsOutlook)
+        shown("pose", 4, 4)
+        shown("denoise", 1, 10)
+        shown.outlook(Outlook(0.37, 512, 0.42))
+        shown("denoise", 2, 10)
+    text = console.file.getvalue()
+    assert "2/10" in text
+    assert "whole job, %" in text
+    assert "37/100" in text
+    assert "0.42 frames/s, 8 min 32 s left" in text
+
+
+class Listener:
+    """Takes progress and outlooks."""
+
+    def __init__(self) -> None:
+        self.outlooks: list[Outlook] = []
+        self.stages: list[str] = []
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.stages.append(stage)
+
+    def outlook(self, outlook: Outlook) -> None:
+        self.outlooks.append(outlook)
+
+
+def test_a_session_tells_of_windows_steps_and_frames(tiny_folder: Path, tmp_path: Path) -> None:
+    photo, driver = make_photo(tmp_path / "photo.png"), make_driver(tmp_path / "dance.mp4", 12)
+    settings = AnimateConfig(model=str(tiny_folder), frames=12, steps=2, window=4, overlap=1)
+    job = AnimateJob(photo, driver, tmp_path / "out.gif", settings)
+    with Session() as session:
+        first, again = Listener(), Listener()
+        session.run(job, first)
+        session.run(job, again)
+    windows, steps = 4, 2
+    # The photo's encoding is known when the first step begins; in the second job so is all the rest.
+    for heard in (first, again):
+        counts = len([outlook for outlook in heard.outlooks if outlook.left_s > 0])
+        assert counts >= 1 + steps * (windows + 1)
+        assert (heard.outlooks[-1].left_s, heard.outlooks[-1].share) == (0, 1)
+    assert first.outlooks[0].share == again.outlooks[0].share == 0

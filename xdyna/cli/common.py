@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from xdyna.infer.time_left import Outlook
 
 #: Called with the stage's name, how much of it is done, and of how much.
 OnProgress = Callable[[str, int, int], None]
@@ -129,47 +132,63 @@ def _plain(value: Any) -> Any:
 def progress(*, quiet: bool = False) -> Iterator[OnProgress]:
     """Show how far the work is: a bar with stage, count and time left, or plain lines where stdout is not a terminal.
 
+    What is given is also a `xdyna.infer.time_left.ShowsOutlook`: told of it, it shows how the whole job stands.
+
     Args:
         quiet: show nothing (`--json`).
     """
     if quiet:
         yield lambda stage, done, total: None
     elif sys.stdout.isatty():
-        with _rich_bar() as on_progress:
-            yield on_progress
+        with _rich_bar() as shown:
+            yield shown
     else:
         yield PlainProgress()
 
 
 @contextmanager
-def _rich_bar() -> Iterator[OnProgress]:
+def _rich_bar() -> Iterator[RichProgress]:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=Console()) as bar:
-        tasks: dict[str, Any] = {}
+        yield RichProgress(bar)
 
-        def on_progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total or None)
-            bar.update(tasks[stage], completed=done, total=total or None)
 
-        yield on_progress
+class RichProgress:
+    """A bar for each stage, and under them one for the whole job once it can be told how that stands.
+
+    Args:
+        bar: a `rich.progress.Progress` whose columns show the field `left`.
+    """
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+        self._tasks: dict[str, Any] = {}
+        self._whole: Any = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, total=total or None, left="")
+        self._bar.update(self._tasks[stage], completed=done, total=total or None)
+        if self._whole is None:
+            remaining_s = self._bar.tasks[self._bar.task_ids.index(self._tasks[stage])].time_remaining
+            left = "" if remaining_s is None or done >= total else f"{_shown_time(remaining_s)} left"
+            self._bar.update(self._tasks[stage], left=left)
+
+    def outlook(self, outlook: Outlook) -> None:
+        if self._whole is None:
+            self._whole = self._bar.add_task("whole job, %", total=100, left="")
+            for task in self._tasks.values():
+                self._bar.update(task, left="")
+        self._bar.update(self._whole, completed=int(100 * outlook.share), left=_pace(outlook))
 
 
 class PlainProgress:
@@ -181,16 +200,41 @@ class PlainProgress:
         self._stage = ""
         self._line = ""
         self._began_s = self._said_s = 0.0
+        self._count = (0, 0)
+        self._outlook: Outlook | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now_s = time.monotonic()
         if stage != self._stage:
             self._stage, self._began_s, self._said_s = stage, now_s, now_s
+        self._count = done, total
         ended = total > 0 and done >= total
-        if not ended and now_s - self._said_s < self.EVERY_S:
-            return
-        left = f", {(now_s - self._began_s) / done * (total - done):.0f} s left" if 0 < done < total else ""
-        line = f"{stage}: {done}/{total}{left}" if total else f"{stage}: {done}"
+        if ended or now_s - self._said_s >= self.EVERY_S:
+            self._say(now_s)
+
+    def outlook(self, outlook: Outlook) -> None:
+        self._outlook = outlook
+        now_s = time.monotonic()
+        if now_s - self._said_s >= self.EVERY_S:
+            self._say(now_s)
+
+    def _say(self, now_s: float) -> None:
+        done, total = self._count
+        line = f"{self._stage}: {done}/{total}" if total else f"{self._stage}: {done}"
+        if self._outlook is not None and self._outlook.left_s > 0:
+            line += f", {100 * self._outlook.share:.0f} % of the job, {_pace(self._outlook)}"
+        elif self._outlook is None and 0 < done < total:
+            line += f", {_shown_time((now_s - self._began_s) / done * (total - done))} left"
         if line != self._line:  # a stage may tell its end twice
             announce(line)
         self._line, self._said_s = line, now_s
+
+
+def _pace(outlook: Outlook) -> str:
+    return f"{outlook.frames_per_s:.3g} frames/s, {_shown_time(outlook.left_s)} left"
+
+
+def _shown_time(seconds: float) -> str:
+    from xdyna.infer.time_left import shown_time
+
+    return shown_time(seconds)
