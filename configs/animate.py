@@ -125,6 +125,8 @@ class AnimateConfig(Config):
     vram: Annotated[Annotated[float, Field(gt=0.0)] | Literal["auto"], BeforeValidator(read_vram)] = "auto"
     deterministic: bool = False  # batches of one size: then neither of these changes a byte
     near_reference: bool = False  # the reference once a step where the model's norm is pooled over frames; inexact
+    compile: bool = False  # the transformer blocks, by torch.compile: slow first steps, results differ by rounding
+    cuda_graphs: bool = False  # calls of the UNet recorded once and launched as a whole; GPUs only
 
     # What is left out of it: docs/fast.md.
     preset: PresetName = "exact"  # gives what is not said otherwise of steps, scheduler, guidance and `fast`

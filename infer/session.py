@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
     from torch import Tensor
 
+    from xdyna.denoise import Predictor
     from xdyna.infer.engine.fit import Fitted
     from xdyna.infer.engine.memory import Shapes
     from xdyna.infer.engine.plan import Plan
@@ -158,12 +159,14 @@ class Session:
         finish = Finisher(config.sampling().size_wh, config.upscale, config.watermark)
         _check_outputs(job, sources, finish.size_wh)
         device = choose_device(config.device)
+        _check_compile(config, device)
         with Work(job.output, restart=restart, ignore=resume is False) as work, _full_memory_told(config, device):
             work.check(job_facts(config, device))
             loaded, prepared = self._load_and_prepare(sources, choice, config, device, on_progress)
             plan = _plan(config, loaded, device, len(prepared.pose_maps), prepared.face_maps is not None, work)
             config = config.model_copy(update={"window_batch": plan.window_batch, "vae_batch": plan.vae_batch})
             logger.info("%s", plan.line())
+            _check_compile(config, device, plan)
             from xdyna.infer.engine.fit import Fitted
 
             fitted = Fitted(loaded.pipe, device, plan, fixed=config.deterministic, may_part=_may_part(config))
@@ -195,6 +198,7 @@ class Session:
         choice = choose_model(job.config.model)
         config = with_preset(job.config, choice.defaults())[0].with_model_defaults(choice.defaults())
         device = choose_device(config.device)
+        _check_compile(config, device)
         loaded = self._load(choice, config, device)
         _check_settings(loaded.pipe, config)
         face = sources.driving is not None and _wants_face(choice, config)
@@ -225,6 +229,8 @@ class Session:
         """The model of a config with a scheduler as good as new: the one that is loaded, or another in its place."""
         import torch
 
+        from xdyna.infer.engine.compiled import compile_blocks, release_blocks
+
         dtype = choose_dtype(config.dtype, device)
         loras = [split_lora(text) for text in config.lora]
         key = (
@@ -243,6 +249,7 @@ class Session:
         loaded = self._loaded
         fresh = type(loaded.scheduler).from_config(loaded.scheduler.config)
         loaded.pipe.scheduler = build_scheduler(config.scheduler, fresh, config.fast.spacing)
+        (compile_blocks if config.compile else release_blocks)(loaded.pipe)
         return loaded
 
     def _prepare(
@@ -329,6 +336,22 @@ def _check_settings(pipe: XDynaPipeline, config: AnimateConfig) -> None:
         )
 
 
+def _check_compile(config: AnimateConfig, device: torch.device, plan: Plan | None = None) -> None:
+    """Refuse what cannot be compiled or recorded here, or under a plan."""
+    if config.compile:
+        from xdyna.infer.engine.compiled import check_compiler, check_offload
+
+        check_compiler(device)
+        if plan is not None:
+            check_offload(plan)
+    if config.cuda_graphs:
+        from xdyna.infer.engine.graphs import check_graphs, check_graphs_fit
+
+        check_graphs(device, config)
+        if plan is not None:
+            check_graphs_fit(plan)
+
+
 def _wants_face(choice: ModelChoice, config: AnimateConfig) -> bool:
     return choice.has("face_controlnet") and config.face is not False and config.face_scale > 0
 
@@ -411,13 +434,20 @@ def _denoise(
     """The clip's latents, [1, C, F, h, w]."""
     import torch
 
+    from xdyna.infer.engine.compiled import compiling
+    from xdyna.infer.engine.graphs import graphed
     from xdyna.infer.engine.long import anchored, chosen_noise
     from xdyna.infer.engine.presets import build_predictor
 
     pipe, sampling, window_batch = loaded.pipe, config.sampling(), config.window_batch
     assert window_batch != "auto"
     predictor = build_predictor(config)
-    within = fitted.predictor(anchored(predictor, pipe.scheduler, config))
+    step_predictor: Predictor = predictor
+    if config.cuda_graphs:
+        step_predictor = graphed(step_predictor)
+    if config.compile:
+        step_predictor = compiling(step_predictor)
+    within = fitted.predictor(anchored(step_predictor, pipe.scheduler, config))
     predictor.on_window = watch.window
     state = saving.begin()
     begun = 0 if state is None else state.step

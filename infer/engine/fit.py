@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xdyna.denoise import Conditioning, Predictor
+from xdyna.infer.engine.compiled import release_blocks
 from xdyna.infer.engine.halves import HalvesApart
 from xdyna.infer.engine.plan import Plan, Stage, lower
 from xdyna.unet import XDynaUNet
@@ -156,6 +157,7 @@ def place(pipe: XDynaPipeline, device: torch.device, plan: Plan) -> None:
     elif plan.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     else:
+        release_blocks(pipe)
         pipe.enable_sequential_cpu_offload(device=device)
     setattr(pipe, _OFFLOAD, plan.offload)
 

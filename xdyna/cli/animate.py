@@ -122,6 +122,12 @@ def animate(
         bool | None,
         option("--near-reference", "The reference once a step; for models with pooled norm, inexact.", MODEL),
     ] = None,
+    compile: Annotated[
+        bool | None, option("--compile", "Compile the networks' blocks: slow at first, then faster.", MODEL)
+    ] = None,
+    cuda_graphs: Annotated[
+        bool | None, option("--cuda-graphs", "Record the UNet's kernels and launch them as one; GPUs only.", MODEL)
+    ] = None,
     lora: Annotated[list[str] | None, option("--lora", "LoRA file, FILE or FILE:scale; repeatable.", MODEL)] = None,
     prompt: Annotated[str | None, option("--prompt", "Text for the model (default empty).", MODEL)] = None,
     negative_prompt: Annotated[str | None, option("--negative-prompt", "What to avoid (default empty).", MODEL)] = None,
