@@ -6,12 +6,14 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from fractions import Fraction
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as Picture
 
 from xdyna.configs.evaluate import ProtocolConfig
 from xdyna.data.folder import VIDEO_SUFFIXES
@@ -20,6 +22,8 @@ from xdyna.photo import read_photo
 from xdyna.preprocess.crop import CENTRE, Crop, ratio_crop
 from xdyna.preprocess.tracks import Tracks
 from xdyna.video import VideoReader, probe
+from xdyna.video.sample import Timed, sample_by_time
+from xdyna.video.source import simple_rate
 
 Image = NDArray[np.uint8]
 SizeWH = tuple[int, int]
@@ -80,19 +84,26 @@ class VideoFile:
 
 
 class FrameFolder:
-    """A folder of pictures in the order of the numbers in their names, each one frame at the protocol's rate."""
+    """A folder of pictures in the order of the numbers in their names.
 
-    def __init__(self, path: Path) -> None:
+    PNG files that say their rate (text chunk `fps`, as `xdyna animate` writes it) are sampled like a video; all others
+    are taken one after the other, as if they had the protocol's rate.
+    """
+
+    def __init__(self, path: Path, config: ProtocolConfig) -> None:
         self.path, self._files = path, picture_files(path)
         if not self._files:
             raise UserError(f"{path}: holds no pictures; wanted one frame a file ({', '.join(PICTURE_SUFFIXES)})")
         height, width = read_photo(self._files[0]).shape[:2]
-        self.size_wh, self.count = (width, height), len(self._files)
+        self.size_wh = (width, height)
+        wanted = simple_rate(config.fps)
+        self._files = _at_rate(self._files, stated_rate(self._files[0]) or wanted, wanted)
+        self.count = len(self._files)
 
     def pictures(self) -> Iterator[Callable[[], Image]]:
         """See `Source`."""
         for file in self._files:
-            yield lambda file=file: self._read(file)  # type: ignore[misc]
+            yield partial(self._read, file)
 
     def _read(self, file: Path) -> Image:
         image = read_photo(file)
@@ -101,6 +112,24 @@ class FrameFolder:
             got = f"{image.shape[1]}x{image.shape[0]}"
             raise UserError(f"{file}: {got} px, and the folder's first frame {width}x{height}; wanted one size")
         return image
+
+
+def stated_rate(file: Path) -> Fraction | None:
+    """Frames per second that a PNG file says it was written at; None where it does not."""
+    if file.suffix.lower() != ".png":
+        return None
+    try:
+        with Picture.open(file) as picture:
+            return simple_rate(Fraction(str(picture.info["fps"])))
+    except (KeyError, ValueError, ZeroDivisionError, OSError):
+        return None
+
+
+def _at_rate(files: list[Path], rate: Fraction, wanted: Fraction) -> list[Path]:
+    if rate == wanted or rate <= 0:
+        return files
+    shown = (Timed(number / rate, 1 / rate, file) for number, file in enumerate(files))
+    return list(sample_by_time(shown, wanted, start=Fraction(0)))
 
 
 class OnePicture:
@@ -122,7 +151,7 @@ def open_source(path: Path, config: ProtocolConfig) -> Source:
     Raises:
         UserError: neither, or of a kind that the protocol does not take.
     """
-    return FrameFolder(path) if path.is_dir() else VideoFile(path, config)
+    return FrameFolder(path, config) if path.is_dir() else VideoFile(path, config)
 
 
 def picture_files(folder: Path) -> list[Path]:

@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xdyna.cli.common import JsonOption, announce, emit_json, fail, progress
+from xdyna.cli.common import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    SeedOption,
+    SetOption,
+    announce,
+    emit_json,
+    fail,
+    progress,
+)
 from xdyna.configs import load_config
+from xdyna.configs.animate import AnimateConfig
 from xdyna.configs.evaluate import EvaluateConfig
 from xdyna.errors import UserError
 
@@ -91,6 +102,59 @@ def score(
     announce(chosen.line())
     with progress(quiet=as_json) as on_progress:
         scored = run(job, on_progress)
+    return finish(scored, allow_failed, as_json)
+
+
+@app.command()
+def model(
+    context: typer.Context,
+    model: Annotated[str, typer.Option("--model", help="auto, tiny, x-dyna or a folder.")] = "auto",
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="synthetic-v1, a folder of a known layout, or a manifest of jobs.")
+    ] = "synthetic-v1",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of videos and results.")] = Path("evaluation"),
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the method in the results (default: the model's).")
+    ] = None,
+    clips: Annotated[
+        int | None, typer.Option("--clips", min=1, help="The first so many clips of the test set.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of drawn clips that several runs share (default OUT/data).")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="exact, balanced, fast or turbo (default exact).")
+    ] = None,
+    overrides: SetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    metrics: MetricsOption = None,
+    backbones: BackbonesOption = None,
+    protocol: ProtocolOption = "v1",
+    cache: CacheOption = None,
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
+    allow_failed: AllowOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Generate a model's videos for a test set, then score them; an unfinished run goes on.
+
+    --set changes settings of the animation, as for `xdyna animate`.
+    """
+    options = ("metrics", "backbones", "cache", "workers", "threads", "allow_failed")
+    config = load_config(EvaluateConfig, values={key: context.params[key] for key in options})
+    given = {key: context.params[key] for key in ("model", "preset", "seed", "device", "dtype")}
+    settings = load_config(AnimateConfig, None, overrides or [], values=given)
+    from xdyna.infer.evaluate.model import ModelJob, evaluate_model
+    from xdyna.infer.evaluate.protocol import load_protocol
+
+    chosen = load_protocol(protocol)
+    command = shlex.join(["xdyna", *sys.argv[1:]])
+    job = ModelJob(settings, dataset, out, chosen, config, name, clips, data, command)
+    announce(chosen.line())
+    with progress(quiet=as_json) as on_progress:
+        scored = evaluate_model(job, on_progress)
     return finish(scored, allow_failed, as_json)
 
 
