@@ -71,6 +71,7 @@ class _Earlier:
         windows, weights: in it; the steps on its features take them over.
         reference: the reference's keys and values in it.
         text: that `residuals` were made under; None before there were any.
+        latents, timestep: that they were made from.
         of_controls: ControlNets that `residuals` are of.
     """
 
@@ -84,6 +85,8 @@ class _Earlier:
     weights: Sequence[NDArray[np.float32]] = ()
     reference: ReferenceCache | None = None
     text: Tensor | None = None
+    latents: Tensor | None = None
+    timestep: Tensor | None = None
     of_controls: tuple[int, ...] = ()
 
 
@@ -150,10 +153,13 @@ class FastPredictor(ExactPredictor):
             earlier.all_kept = True
             earlier.halves, earlier.controls, earlier.windows, earlier.weights = halves, on, windows, weights
         with merged_tokens(unet, self.merge_tokens, (latents.shape[-2], latents.shape[-1])):
-            return super().__call__(
+            predicted = super().__call__(
                 unet, latents, timestep, conditioning, windows, weights, guidance_scale,
                 step=step, num_steps=num_steps, window_batch=window_batch,
             )  # fmt: skip
+        if self.spread is not None and self.near_reference and self.reuse_every > 1:
+            earlier.all_kept = self.spread.everywhere(earlier.all_kept)  # so that all take the same way
+        return predicted
 
     def _residuals(
         self,
@@ -173,6 +179,11 @@ class FastPredictor(ExactPredictor):
             if self._step % self.residuals_every == 0 or not known or tuple(controls) != earlier.of_controls:
                 kept.clear()
                 earlier.text, earlier.of_controls = text, tuple(controls)
+                earlier.latents, earlier.timestep = latents.clone(), timestep
+            # What is not kept is made again from that step: the frames that only another process needed then.
+            assert earlier.latents is not None
+            assert earlier.timestep is not None
+            latents, timestep = earlier.latents, earlier.timestep
         settings = (controls, latents, timestep, text, features, run)
         whole = _LastResiduals(*settings, fixed=self.deterministic, kept=kept)
         if not self._on_features:

@@ -22,6 +22,7 @@ from xdyna.attention import ReferenceCache, spatial_sites
 from xdyna.controlnets.residuals import Residuals
 from xdyna.denoise import Conditioning, Control, blend_windows
 from xdyna.infer.engine.residuals import Features, OnWindow, StepResiduals, shown_later
+from xdyna.infer.engine.spread import Spread
 from xdyna.unet import XDynaUNet
 
 DEFAULT_FEATURES_BYTES = 64 << 20
@@ -55,12 +56,14 @@ class ExactPredictor:
             first window for the others as well, and leave it out of them. Near-exact.
         features_bytes: budget for embedded control maps.
         on_window: told of progress within a step.
+        spread: over processes, each of which predicts some of the windows.
     """
 
     deterministic: bool = False
     near_reference: bool = False
     features_bytes: int = DEFAULT_FEATURES_BYTES
     on_window: OnWindow | None = None
+    spread: Spread | None = None
     _job: _Job | None = field(default=None, repr=False)
 
     def starts_afresh(self, step: int) -> bool:
@@ -92,7 +95,11 @@ class ExactPredictor:
         different = text if guided and not torch.equal(text[0], text[1]) else text[:1]
         residuals = self._residuals(controls, latents, timestep, different, job.features, len(windows[0]))
         references = self._reference(unet, job, timestep, tokens)
-        groups = [windows[first : first + size] for first in range(0, len(windows), size)]
+        if self.spread is None:
+            groups = [windows[first : first + size] for first in range(0, len(windows), size)]
+        else:
+            groups = self.spread.groups(windows, size, first=references.record is not None)
+        own = sum(map(len, groups))
         later = shown_later(groups)
         done = 0
 
@@ -110,10 +117,12 @@ class ExactPredictor:
             references.take(len(group))
             done += 1
             if self.on_window is not None:
-                self.on_window(min(done * size, len(windows)), len(windows))
+                self.on_window(sum(map(len, groups[:done])), own)
             driving: Tensor = predicted[:, :, -len(group[0]) :].float()
             return driving.reshape(len(text), len(group), *driving.shape[1:])
 
+        if self.spread is not None:
+            return self.spread.blend(predict, latents, windows, weights, guidance_scale, groups)
         return blend_windows(predict, latents, windows, weights, guidance_scale, size)
 
     def _residuals(
