@@ -159,7 +159,7 @@ class Lock:
 
 
 def pull(
-    name: str,
+    name: str | KnownModel,
     hub: Hub,
     *,
     everything: bool = False,
@@ -172,7 +172,7 @@ def pull(
     where it stopped. Without a network a complete model is still found complete.
 
     Args:
-        name: of a known model.
+        name: of a known model, or a model that is not in the list.
         hub: where to fetch from.
         everything: optional files too.
         update: take the newest commit instead of the one in the lock file.
@@ -181,9 +181,10 @@ def pull(
         UserError: offline (naming what is missing and where to put it), a file that the repository has no more, one
             whose bytes are not what the hub says, no space.
     """
-    model, folder, lock = find_model(name), pulled_folder(name), Lock.read()
+    model = name if isinstance(name, KnownModel) else find_model(name)
+    folder, lock = pulled_folder(model.name), Lock.read()
     wanted = model.wanted(everything)
-    locked = lock.models.setdefault(name, {})
+    locked = lock.models.setdefault(model.name, {})
     if not update and all(_is_whole(folder, file, locked) for file in wanted):
         return folder
     try:

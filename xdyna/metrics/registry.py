@@ -8,14 +8,20 @@ from pathlib import Path
 
 from xdyna.errors import UserError, near_matches
 from xdyna.metrics import (
+    clip_i,
     colour,
     drift,
     expression,
+    face_cos,
+    face_det,
+    fid,
     flicker,
     flow,
     flow_consistency,
+    fvd,
     joints,
     l1,
+    lpips,
     motion_energy,
     psnr,
     seam,
@@ -32,6 +38,9 @@ _FILES = (
     l1,
     psnr,
     ssim,
+    lpips,
+    fid,
+    fvd,
     colour,
     motion_energy,
     flow,
@@ -39,6 +48,9 @@ _FILES = (
     flicker,
     stillness,
     seam,
+    clip_i,
+    face_cos,
+    face_det,
     joints,
     expression,
     drift,
@@ -67,13 +79,14 @@ def find_metric(name: str) -> ClipMetric | SetMetric:
 
 
 def available(
-    names: Iterable[str] | None = None, backbones: Path | None = None
+    names: Iterable[str] | None = None, backbones: Path | None = None, *, trust_code: bool = False
 ) -> tuple[list[ClipMetric | SetMetric], list[Missing]]:
     """The metrics whose networks are here, and those that are left out.
 
     Args:
         names: of metrics; None is all.
         backbones: folder with networks' files, see `backbones.find_backbone`.
+        trust_code: whether networks' files may hold code.
 
     Raises:
         UserError: an unknown name.
@@ -83,7 +96,7 @@ def available(
     for metric in [find_metric(name) for name in names] if names is not None else METRICS.values():
         try:
             if metric.backbone is not None:
-                find_backbone(metric.backbone, backbones)
+                find_backbone(metric.backbone, backbones, trust_code=trust_code)
         except UserError as error:
             missing.append(Missing(metric.name, str(error)))
         else:
