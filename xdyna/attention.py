@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
@@ -18,6 +18,17 @@ ADAPTER_LAYERS = ("to_q_ref", "to_out_ref", "to_k_image", "to_v_image")
 
 #: Keys and values [B, N, C] of the reference frame, by the name of the attention site.
 ReferenceCache = dict[str, tuple[Tensor, Tensor]]
+
+
+class Record(ReferenceCache):
+    """A `ReferenceCache` that a call fills.
+
+    Offloading hooks hand a call copies of the dictionaries among its arguments, with what they hold on the device. What
+    has a method `to` is asked instead, and this one stays what it is.
+    """
+
+    def to(self, *_: Any, **__: Any) -> Record:
+        return self
 
 
 class FrameLayout(NamedTuple):
