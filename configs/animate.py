@@ -133,6 +133,9 @@ class AnimateConfig(Config):
     fast: FastConfig = FastConfig()
     small_decoder: Path | None = None  # folder of a diffusers `AutoencoderTiny` that decodes in the VAE's place
 
+    # A table and a trace of where time and memory went, beside the output; the result is the same.
+    profile: Annotated[bool, Field(exclude=True)] = False
+
     # Pictures while it runs, beside the output. The result is the same: its record does not tell of them.
     preview: Annotated[bool, Field(exclude=True)] = False
     # A linear guess, the VAE, or the folder of an `AutoencoderTiny`; None: `small_decoder`, else linear.

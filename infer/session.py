@@ -28,6 +28,7 @@ from xdyna.infer.load import (
     load_pipeline,
     split_lora,
 )
+from xdyna.infer.profile import NoProfile, Profile, profile_folder
 from xdyna.infer.saving import Saving, all_facts, job_facts
 from xdyna.infer.sources import Sources
 from xdyna.infer.threads import Meanwhile, Tell
@@ -119,6 +120,7 @@ class Session:
         self._loaded: _Loaded | None = None
         self._drawn: _Drawn | None = None
         self._costs: dict[Hashable, dict[str, float]] = {}  # seconds, of the last job of each sort
+        self._profile = NoProfile()  # of the job that runs
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +152,7 @@ class Session:
     ) -> Result:
         """Run one job; see `xdyna.infer.animate.animate`."""
         began_s = time.monotonic()
+        profile = self._profile = Profile(profile_folder(job.output)) if job.config.profile else NoProfile()
         sources = Sources.open(job.reference, job.driving, job.config)
         choice = choose_model(job.config.model)
         config, notes = with_preset(job.config, choice.defaults())
@@ -161,6 +164,7 @@ class Session:
         device = choose_device(config.device)
         _check_compile(config, device)
         with Work(job.output, restart=restart, ignore=resume is False) as work, _full_memory_told(config, device):
+            profile.on(device)
             work.check(job_facts(config, device))
             loaded, prepared = self._load_and_prepare(sources, choice, config, device, on_progress)
             plan = _plan(config, loaded, device, len(prepared.pose_maps), prepared.face_maps is not None, work)
@@ -178,14 +182,17 @@ class Session:
                 config, len(prepared.pose_maps), face=prepared.face_maps is not None,
                 schedule=loaded.pipe.config.schedule, on_progress=on_progress, known=self._costs.get(sort, {}),
             )  # fmt: skip
-            latents = _denoise(loaded, config, sources, prepared, saving, fitted, preview, on_progress, watch)
-            clip = Clip(job, config, loaded.choice, sources, prepared, finish, loaded.pipe, latents, decoder, fitted)
+            latents = _denoise(loaded, config, sources, prepared, saving, fitted, preview, on_progress, watch, profile)
+            clip = Clip(
+                job, config, loaded.choice, sources, prepared, finish, loaded.pipe, latents, decoder, fitted, profile
+            )
             result = write_clip(clip, watch.writing(on_progress), began_s, beside=self._overlap)
             self._costs[sort] = watch.time_left.costs_s()
             if preview is not None:
                 preview.finish()
             if resume is not False:
                 work.discard()
+            profile.write(f"{job.output}: {loaded.choice.name} on {device}, {plan.line()}", result.num_frames)
             return result
 
     def plan(self, job: AnimateJob) -> str:
@@ -219,11 +226,13 @@ class Session:
         prepare = partial(self._prepare, sources, config, _wants_face(choice, config), on_progress)
         with Meanwhile(prepare, beside=beside) as preparing:
             on_progress("load model", 0, 1)
-            loaded = self._load(choice, config, device)
+            with self._profile.span("load"):
+                loaded = self._load(choice, config, device)
             _check_settings(loaded.pipe, config)
             on_progress("load model", 1, 1)
             logger.info("%s", choice.announcement)
-            return loaded, preparing.result()
+            with self._profile.span("wait for poses"):
+                return loaded, preparing.result()
 
     def _load(self, choice: ModelChoice, config: AnimateConfig, device: torch.device) -> _Loaded:
         """The model of a config with a scheduler as good as new: the one that is loaded, or another in its place."""
@@ -266,9 +275,11 @@ class Session:
                 tell(partial(logger.log, level, "%s", line))
 
             def progress(stage: str, done: int, total: int) -> None:
+                self._profile.stage(stage, done, total)
                 tell(partial(on_progress, stage, done, total))
 
-            prepared = sources.prepare(config, face=face, on_progress=progress, found=self._found, say=say)
+            with self._profile.span("prepare"):
+                prepared = sources.prepare(config, face=face, on_progress=progress, found=self._found, say=say)
             self._drawn = _Drawn(key, prepared, said)
         else:
             for level, line in self._drawn.said:
@@ -430,6 +441,7 @@ def _denoise(
     preview: Preview | None,
     on_progress: OnProgress,
     watch: JobWatch,
+    profile: NoProfile,
 ) -> Tensor:
     """The clip's latents, [1, C, F, h, w]."""
     import torch
@@ -448,21 +460,29 @@ def _denoise(
     if config.compile:
         step_predictor = compiling(step_predictor)
     within = fitted.predictor(anchored(step_predictor, pipe.scheduler, config))
-    predictor.on_window = watch.window
+    predictor.span = profile.span
+
+    def on_window(done: int, total: int) -> None:
+        watch.window(done, total)
+        profile.called()
+
+    predictor.on_window = on_window
     state = saving.begin()
     begun = 0 if state is None else state.step
     on_progress("denoise", begun, sampling.steps)
-    embeddings = _embeddings(loaded, config, sources, prepared, watch)
+    embeddings = _embeddings(loaded, config, sources, prepared, watch, profile)
     watch.begin(begun)
 
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        profile.stepped()
         if predictor.starts_afresh(step + 1):
-            saving.after_step(pipe, step, tensors["latents"])
+            with profile.span("save"):
+                saving.after_step(pipe, step, tensors["latents"])
         watch.step()
         on_progress("denoise", step + 1, pipe.num_timesteps)
         return {}
 
-    output: Any = pipe(
+    output: Any = profile.around("denoise", pipe)(
         None,
         prepared.pose_maps,
         prepared.face_maps,
@@ -483,7 +503,7 @@ def _denoise(
         window_batch=window_batch,
         output_type="latent",
         callback_on_step_end=after_step,
-        predictor=within if preview is None else preview.predictor(within),
+        predictor=profile.steps(within if preview is None else preview.predictor(within), begun),
         noise=chosen_noise(config, pipe, len(prepared.pose_maps)),
         state=state,
     )
@@ -497,7 +517,12 @@ def _denoise(
 
 
 def _embeddings(
-    loaded: _Loaded, config: AnimateConfig, sources: Sources, prepared: Prepared, watch: JobWatch
+    loaded: _Loaded,
+    config: AnimateConfig,
+    sources: Sources,
+    prepared: Prepared,
+    watch: JobWatch,
+    profile: NoProfile,
 ) -> dict[str, Any]:
     """What the pipeline would encode itself, with the same random numbers: each is encoded once in a session."""
     import torch
@@ -508,12 +533,14 @@ def _embeddings(
     def reference() -> Tensor:
         generator = torch.Generator("cpu").manual_seed(config.seed)
         began_s = time.monotonic()
-        latents = pipe.encode_reference(prepared.reference, sampling.size_wh, generator).cpu()  # waits for a GPU
+        with profile.span("encode"):
+            latents = pipe.encode_reference(prepared.reference, sampling.size_wh, generator).cpu()  # waits for a GPU
         watch.encoded(time.monotonic() - began_s)
         return latents
 
     def prompt(text: str, name: str) -> Tensor:
-        return loaded.prompts.fetch(text, lambda: pipe.encode_prompt(text or None, name))
+        with profile.span("embed"):
+            return loaded.prompts.fetch(text, lambda: pipe.encode_prompt(text or None, name))
 
     values: dict[str, Any] = {
         "reference_latents": loaded.references.fetch(
@@ -524,7 +551,8 @@ def _embeddings(
     }
     if pipe.image_prompt is not None:
         key = (array_sha256(sources.photo), guided)
-        values["image_embeds"], values["negative_image_embeds"] = loaded.images.fetch(
-            key, lambda: pipe.encode_image(sources.photo, negative=guided)
-        )
+        with profile.span("embed"):
+            values["image_embeds"], values["negative_image_embeds"] = loaded.images.fetch(
+                key, lambda: pipe.encode_image(sources.photo, negative=guided)
+            )
     return values

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from xdyna.files import written_whole
 from xdyna.infer.animate import AnimateJob, OnProgress, Result, compare_path
 from xdyna.infer.finish import Finisher, Image
 from xdyna.infer.load import ModelChoice
+from xdyna.infer.profile import NoProfile
 from xdyna.infer.sources import Sources
 from xdyna.infer.steady import SteadyColours
 from xdyna.infer.threads import Ahead
@@ -47,6 +48,7 @@ class Clip:
         latents: [1, C, F, h, w].
         decoder: decodes in the VAE's place, if there is one.
         fitted: the memory plan in force, if there is one.
+        profile: measures.
     """
 
     job: AnimateJob
@@ -59,6 +61,7 @@ class Clip:
     latents: Tensor
     decoder: AutoencoderTiny | None = None
     fitted: Fitted | None = None
+    profile: NoProfile = field(default_factory=NoProfile)
 
 
 def write_clip(clip: Clip, on_progress: OnProgress, began_s: float, *, beside: bool = True) -> Result:
@@ -81,13 +84,14 @@ def write_clip(clip: Clip, on_progress: OnProgress, began_s: float, *, beside: b
         add_row = _row_writer(clip, more[0], stack) if more else None
 
         def write(frame: Image) -> None:
-            shown = finish(frame)
-            video.write(shown)
-            if add_row is not None:
-                add_row(shown)
+            with clip.profile.span("write"):
+                shown = finish(frame)
+                video.write(shown)
+                if add_row is not None:
+                    add_row(shown)
 
         with Ahead(write, beside=beside) as ahead:
-            for frame in _decoded(clip):
+            for frame in clip.profile.each("decode", _decoded(clip)):
                 ahead.put(frame)
                 on_progress("write", ahead.num_done, num_frames)
         on_progress("write", num_frames, num_frames)
@@ -105,7 +109,7 @@ def _writer(clip: Clip, path: Path, size_wh: tuple[int, int]) -> VideoWriter:
     """A writer with the job's rate, codec, sound and marks."""
     metadata = provenance(model=clip.choice.name, model_hash=clip.choice.sha256, seed=clip.config.seed)
     sound = clip.sources.sound(clip.prepared) if clip.config.audio else None
-    return VideoWriter(path, size_wh, clip.prepared.fps, clip.config.codec, sound, metadata)
+    return VideoWriter(path, size_wh, clip.prepared.fps, clip.config.codec, sound, metadata, clip.profile.span)
 
 
 def _row_writer(clip: Clip, path: Path, stack: ExitStack) -> Callable[[Image], None]:

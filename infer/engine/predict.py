@@ -23,6 +23,7 @@ from xdyna.controlnets.residuals import Residuals
 from xdyna.denoise import Conditioning, Control, blend_windows
 from xdyna.infer.engine.residuals import Features, OnWindow, StepResiduals, shown_later
 from xdyna.infer.engine.spread import Spread
+from xdyna.spans import Span, no_span
 from xdyna.unet import XDynaUNet
 
 DEFAULT_FEATURES_BYTES = 64 << 20
@@ -57,6 +58,7 @@ class ExactPredictor:
         features_bytes: budget for embedded control maps.
         on_window: told of progress within a step.
         spread: over processes, each of which predicts some of the windows.
+        span: told what a step is at.
     """
 
     deterministic: bool = False
@@ -64,6 +66,7 @@ class ExactPredictor:
     features_bytes: int = DEFAULT_FEATURES_BYTES
     on_window: OnWindow | None = None
     spread: Spread | None = None
+    span: Span = no_span
     _job: _Job | None = field(default=None, repr=False)
 
     def starts_afresh(self, step: int) -> bool:
@@ -94,7 +97,8 @@ class ExactPredictor:
         controls = {i: c for i, c in enumerate(conditioning.controls) if c.is_on(step, num_steps)}
         different = text if guided and not torch.equal(text[0], text[1]) else text[:1]
         residuals = self._residuals(controls, latents, timestep, different, job.features, len(windows[0]))
-        references = self._reference(unet, job, timestep, tokens)
+        with self.span("reference"):
+            references = self._reference(unet, job, timestep, tokens)
         if self.spread is None:
             groups = [windows[first : first + size] for first in range(0, len(windows), size)]
         else:
@@ -110,10 +114,12 @@ class ExactPredictor:
             if cache is None:
                 first = conditioning.reference_latents.to(rows).expand(len(rows), -1, -1, -1, -1)
                 rows = torch.cat([first, rows], dim=2)
-            added = residuals.window(group, reference=cache is None) if controls else None
+            with self.span("ControlNets"):
+                added = residuals.window(group, reference=cache is None) if controls else None
             residuals.keep(later[done])
             context = tokens.repeat_interleave(len(group), dim=0)
-            predicted = self._run(unet, rows, timestep, context, group, added, (cache, references.record))
+            with self.span("UNet"):
+                predicted = self._run(unet, rows, timestep, context, group, added, (cache, references.record))
             references.take(len(group))
             done += 1
             if self.on_window is not None:

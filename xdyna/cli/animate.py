@@ -159,6 +159,15 @@ def animate(
     save_maps: Annotated[Path | None, option("--save-maps", "Folder for what the model sees.", RESULT)] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
+    profile: Annotated[
+        bool | None,
+        typer.Option(
+            "--profile/--no-profile",
+            help="Measure where time and memory go: a table and a trace in OUTPUT.profile.",
+            rich_help_panel=SHARED,
+            show_default=False,
+        ),
+    ] = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -252,7 +261,20 @@ class _Runner:
         with progress(quiet=self.as_json) as on_progress:
             result = session.run(animate_job, on_progress, resume=self.resume, restart=self.restart)
         announce(result.summary())
+        _show_profile(config, output, as_json=self.as_json)
         return result.report()
+
+
+def _show_profile(config: AnimateConfig, output: Path, *, as_json: bool) -> None:
+    """Print the table of a job that was measured; with `--json` tell where it is."""
+    if not config.profile:
+        return
+    from xdyna.infer.profile import TABLE, profile_folder
+
+    folder = profile_folder(output)
+    if not as_json:
+        print((folder / TABLE).read_text(encoding="utf-8"), flush=True)
+    announce(f"{folder}: table and trace (chrome://tracing or ui.perfetto.dev show it)")
 
 
 def _animate_one(job: Job, runner: _Runner, output: Path) -> None:

@@ -153,7 +153,9 @@ def prepare(
     tracks = tracks[start : None if num_frames is None else start + num_frames]
     if face:
         tracks = task.find_faces(tracks, start, face_finder)
+    task.on_progress("align", 0, 1)
     aligned, mode = task.align(tracks, reference_tracks, align)
+    task.on_progress("align", 1, 1)
     faces = task.face_maps(tracks, aligned, mode, start) if face else None
     maps = _spilled(task.watched("pose maps", draw_pose_maps(aligned, size_wh), len(aligned)), size_wh)
     return Prepared(

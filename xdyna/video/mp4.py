@@ -16,6 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
 
+from xdyna.spans import Span, no_span
 from xdyna.video.codecs import NUM_THREADS, Codec
 from xdyna.video.picture import Image
 from xdyna.video.sound import AudioCut, SoundTrack
@@ -34,8 +35,9 @@ class Mp4Sink:
         codec: Codec,
         audio_from: AudioCut | None,
         metadata: Mapping[str, str],
+        span: Span = no_span,
     ) -> None:
-        self._fps = fps
+        self._fps, self._span = fps, span
         self._num_frames = 0
         # use_metadata_tags keeps keys of our own; faststart lets a browser play while it loads.
         options = {"movflags": "use_metadata_tags+faststart"}
@@ -60,7 +62,8 @@ class Mp4Sink:
         self._container.mux(self._stream.encode(picture))
         self._num_frames += 1
         if self._sound:
-            self._sound.write_until(self._num_frames / self._fps)
+            with self._span("sound"):
+                self._sound.write_until(self._num_frames / self._fps)
 
     def close(self) -> None:
         packets = self._stream.encode(None)
@@ -68,7 +71,8 @@ class Mp4Sink:
             _set_decoding_times(packets)
         self._container.mux(packets)
         if self._sound:
-            self._sound.close(self._num_frames / self._fps)
+            with self._span("sound"):
+                self._sound.close(self._num_frames / self._fps)
         self._container.close()
 
     def abort(self) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from xdyna.errors import UserError
 from xdyna.files import DISK_ERRORS, PartPath, refuse_inputs, writing_error
+from xdyna.spans import Span, no_span
 from xdyna.video.codecs import check_codec_size, find_codec
 from xdyna.video.gif import MAX_GIF_FPS, GifSink
 from xdyna.video.mp4 import Mp4Sink
@@ -51,6 +52,7 @@ class VideoWriter:
         codec: one of `known_codecs()`; MP4 only.
         audio_from: sound to put beside the frames, as long as they are; MP4 only.
         metadata: text to store in the file (see `xdyna.provenance`).
+        span: told when it works on the sound, and when it finishes the file.
     Raises:
         UserError: unknown suffix or codec, frames too small for the codec, a folder that is missing or read-only, and
             while writing a full disk.
@@ -64,6 +66,7 @@ class VideoWriter:
         codec: str = "h264",
         audio_from: AudioCut | None = None,
         metadata: Mapping[str, str] | None = None,
+        span: Span = no_span,
     ) -> None:
         if min(size_wh) < 1 or not fps > 0:
             raise ValueError(f"got size_wh {size_wh} and fps {fps}, wanted numbers above 0")
@@ -74,6 +77,7 @@ class VideoWriter:
         self._codec = codec
         self._audio_from = audio_from
         self._metadata = dict(metadata or {})
+        self._span = span
         self._part: PartPath | None = None
         self._sink: Sink | None = None
         check_output(self.path, codec, self.fps, size_wh=size_wh)
@@ -111,7 +115,8 @@ class VideoWriter:
             if error is None:
                 if self.num_frames == 0:
                     raise ValueError(f"{self.path}: no frame was written")
-                sink.close()
+                with self._span("finish the file"):
+                    sink.close()
         except BaseException as failure:
             sink.abort()
             self._part.discard()
@@ -139,7 +144,8 @@ class VideoWriter:
             return PngFolderSink(part, self.fps, self._metadata)
         if self.path.suffix.lower() == GIF_SUFFIX:
             return GifSink(part, self.size_wh, self.fps, self._metadata)
-        return Mp4Sink(part, self.size_wh, self.fps, find_codec(self._codec), self._audio_from, self._metadata)
+        codec = find_codec(self._codec)
+        return Mp4Sink(part, self.size_wh, self.fps, codec, self._audio_from, self._metadata, self._span)
 
 
 def check_output(
