@@ -1,7 +1,10 @@
 """How a clip moves (dynamic degree, consistency along the flow, flicker, stillness), and poses and faces in it."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from test_metrics import textured, with_noise
@@ -22,6 +25,7 @@ from xdyna.metrics.stillness import still_change, still_flow, still_region
 from xdyna.preprocess.tracks import Tracks
 
 SIZE_WH = (64, 48)
+MEDIA = Path(os.environ.get("XDYNA_MEDIA") or Path(__file__).parents[2] / "shared" / "media")
 
 
 #: What the files of this page's metrics register.
@@ -311,14 +315,42 @@ def test_face_exp_reads_both_clips_with_one_finder() -> None:
     assert np.isnan(metric.value(Sample("d", made), backbone=reader))
 
 
-def test_the_real_reader_says_nobody_of_an_empty_room_and_keeps_what_it_read(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def reader() -> MediaPipeReader:
     try:
-        reader = MediaPipeReader(keep=1)
+        return MediaPipeReader(keep=2)
     except UserError:
         pytest.skip("mediapipe is not installed")
+
+
+def test_the_real_reader_says_nobody_of_an_empty_room_and_keeps_what_it_read(
+    reader: MediaPipeReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
     room = np.full((3, 96, 64, 3), 120, np.uint8)
     assert not reader.read(room).joints_conf.any()
     monkeypatch.setattr(reader, "_find", lambda frames: pytest.fail("read twice"))
     assert not reader.read(room.copy()).face_conf.any()
     metric = clip_metric("face-exp")
     assert np.isnan(metric.value(Sample("a", room, room), backbone=reader))
+
+
+def test_the_real_reader_tells_people_and_expressions_apart(reader: MediaPipeReader) -> None:
+    path = MEDIA / "driving_1.mp4"
+    if not path.is_file():
+        pytest.skip(f"no {path} (set XDYNA_MEDIA)")
+    with av.open(str(path)) as container:
+        every = [
+            frame.to_ndarray(format="rgb24") for frame, _ in zip(container.decode(video=0), range(36), strict=False)
+        ]
+    clip = np.stack(every[::6])
+    truth, later = clip[:5], clip[1:]
+
+    def values(made: np.ndarray) -> list[float]:
+        return [
+            clip_metric(name).value(Sample("a", made, truth), backbone=reader) for name in ("pose-error", "face-exp")
+        ]
+
+    assert values(truth) == [0, 0]
+    assert values(np.roll(truth, 8, axis=2))[0] == pytest.approx(8, abs=3)
+    assert min(values(later)) > 1
+    assert clip_metric("pck").value(Sample("a", np.roll(truth, 200, axis=2), truth), backbone=reader) < 0.2

@@ -14,6 +14,7 @@ from xdyna.metrics import (
     expression,
     face_cos,
     face_det,
+    face_exp,
     fid,
     flicker,
     flow,
@@ -23,6 +24,7 @@ from xdyna.metrics import (
     l1,
     lpips,
     motion_energy,
+    pose,
     psnr,
     seam,
     ssim,
@@ -52,7 +54,9 @@ _FILES = (
     face_cos,
     face_det,
     joints,
+    pose,
     expression,
+    face_exp,
     drift,
 )
 
