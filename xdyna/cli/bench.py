@@ -13,7 +13,10 @@ from xdyna.cli.common import DeviceOption, DtypeOption, JsonOption, announce, em
 from xdyna.configs import load_config
 from xdyna.configs.bench import BenchConfig
 
+app = typer.Typer(add_completion=False)
 
+
+@app.callback(invoke_without_command=True)
 def bench(
     context: typer.Context,
     model: Annotated[
@@ -50,6 +53,8 @@ def bench(
     Counts operations, then runs the plans in turns, each in a process of its own, and writes a Markdown page and a
     JSON file. Models of random weights take memory and time as trained ones do.
     """
+    if context.invoked_subcommand is not None:
+        return
     options = {key: context.params[key] for key in BenchConfig.model_fields}
     config = load_config(BenchConfig, values=options)
     from xdyna.infer.bench.bench import bench as run
@@ -61,3 +66,41 @@ def bench(
     announce(f"{markdown}: written, with {data.name} beside it")
     if as_json:
         emit_json({"markdown": markdown, "json": data, **record.to_json()})
+
+
+@app.command()
+def ablation(
+    plan: Annotated[
+        str, typer.Option("--plan", metavar="NAME|FILE", help="What is compared, at what price.")
+    ] = "ablation/plan",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on: do the runs that have no record yet.")] = False,
+    runs: Annotated[
+        int | None, typer.Option("--runs", min=0, help="At most so many now; 0 only writes the page (default all).")
+    ] = None,
+    records: Annotated[Path, typer.Option("--records", help="Folder of one JSON for each finished run.")] = Path(
+        "docs/benchmarks/ablation"
+    ),
+    work: Annotated[Path, typer.Option("--work", help="Folder of trainings, videos and test clips.")] = Path(
+        "runs/ablation"
+    ),
+    page: Annotated[Path, typer.Option("--page", help="Markdown page that is written.")] = Path("docs/ablation.md"),
+    picture: Annotated[Path, typer.Option("--picture", help="Picture strip beside it.")] = Path(
+        "docs/images/ablation.png"
+    ),
+) -> None:
+    """Train and score the ways to show a model its reference, on one base and one budget, and write the page.
+
+    A run takes minutes and leaves a record, so the plan may be carried out over days.
+    """
+    from xdyna.configs.ablation import AblationConfig
+    from xdyna.train.ablation import Workshop, score_trial, train_trial, waiting
+    from xdyna.train.ablation_page import write_page
+
+    shop = Workshop(load_config(AblationConfig, plan), records, work)
+    for trial, terms in waiting(shop, resume=resume or runs == 0, most=runs).items():
+        model = train_trial(shop, trial)
+        with progress() as on_progress:
+            written = score_trial(shop, trial, model, terms, on_progress)
+        announce(f"{written}: written")
+    for path in write_page(shop, page, picture, "xdyna bench ablation --resume"):
+        announce(f"{path}: written")
