@@ -123,6 +123,8 @@ class AnimateConfig(Config):
     vae_batch: Batch = "auto"  # frames per call of the VAE; auto: by free memory
     # GiB of the device that may be used; auto: what is free on a GPU, no limit elsewhere (docs/memory.md).
     vram: Annotated[Annotated[float, Field(gt=0.0)] | Literal["auto"], BeforeValidator(read_vram)] = "auto"
+    # Weights of the UNet and the ControlNets in 8 bits, through torchao: docs/fast.md.
+    quantize: Literal["int8", "fp8"] | None = None
     deterministic: bool = False  # batches of one size: then neither of these changes a byte
     near_reference: bool = False  # the reference once a step where the model's norm is pooled over frames; inexact
     compile: bool = False  # the transformer blocks, by torch.compile: slow first steps, results differ by rounding

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LIBRARIES = (
     "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "av", "opencv-contrib-python",
     "mediapipe", "onnxruntime", "insightface", "decord", "ray", "tensorboard", "bitsandbytes", "deepspeed",
-    "torchvision",
+    "torchvision", "torchao",
 )  # fmt: skip
 GIB = 1 << 30
 

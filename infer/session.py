@@ -243,15 +243,21 @@ class Session:
         dtype = choose_dtype(config.dtype, device)
         loras = [split_lora(text) for text in config.lora]
         key = (
-            str(choice.folder.resolve()), folder_stamp(choice.folder), str(device), str(dtype),
+            str(choice.folder.resolve()), folder_stamp(choice.folder), str(device), str(dtype), config.quantize,
             tuple((str(path.resolve()), scale, path.stat().st_mtime_ns, path.stat().st_size) for path, scale in loras),
         )  # fmt: skip
         if self._loaded is None or self._loaded.key != key:
             self._let_go()  # two do not fit where one just does
             _ = choice.hashing  # from now on: what is loaded is what the hash names, whatever takes its place later
+            if config.quantize is not None:
+                from xdyna.infer.engine.quantize import check_quantize, quantize_pipeline
+
+                check_quantize(config.quantize, device, dtype)
             # A GPU gets them once a plan says what of it.
             first = torch.device("cpu") if device.type == "cuda" else device
             pipe = load_pipeline(choice, config.model_copy(update={"scheduler": None}), first, dtype)
+            if config.quantize is not None:
+                logger.info("%s", quantize_pipeline(pipe, config.quantize).line())
             if folder_stamp(choice.folder) != key[1]:
                 raise changed(choice.folder)
             self._loaded = _Loaded(key, choice, pipe, pipe.scheduler)

@@ -17,6 +17,7 @@ from xdyna.denoise import Conditioning, Predictor
 from xdyna.infer.engine.compiled import release_blocks
 from xdyna.infer.engine.halves import HalvesApart
 from xdyna.infer.engine.plan import Plan, Stage, lower
+from xdyna.infer.engine.quantize import refuse_layer_by_layer
 from xdyna.unet import XDynaUNet
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def place(pipe: XDynaPipeline, device: torch.device, plan: Plan) -> None:
     elif plan.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     else:
+        refuse_layer_by_layer(pipe)
         release_blocks(pipe)
         pipe.enable_sequential_cpu_offload(device=device)
     setattr(pipe, _OFFLOAD, plan.offload)

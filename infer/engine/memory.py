@@ -18,6 +18,7 @@ from xdyna.alive import Alive
 from xdyna.denoise import Conditioning, Control, Predictor
 from xdyna.infer.engine.halves import HalvesApart
 from xdyna.infer.engine.predict import ExactPredictor
+from xdyna.infer.engine.quantize import stored_bytes
 from xdyna.latents import ConditionMaps
 
 if TYPE_CHECKING:
@@ -230,6 +231,7 @@ def _shape_of(part: nn.Module, memo: dict[int, Any]) -> nn.Module:
         if id(value) not in memo:
             bare = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
             memo[id(value)] = nn.Parameter(bare, requires_grad=False) if isinstance(value, nn.Parameter) else bare
+            memo[id(value)].stored_bytes = stored_bytes(value)
     return copy.deepcopy(part, memo)
 
 
@@ -241,4 +243,5 @@ def _weight_bytes(part: nn.Module, seen: set[int]) -> int:
 
 
 def _bytes(value: Tensor) -> int:
-    return value.numel() * value.element_size()
+    stored: int | None = getattr(value, "stored_bytes", None)  # of what a weight on the meta device stands for
+    return value.numel() * value.element_size() if stored is None else stored

@@ -112,6 +112,9 @@ def animate(
     vram: Annotated[
         str | None, option("--vram", "GiB of the device to fit into, or auto: what is free (default auto).", MODEL)
     ] = None,
+    quantize: Annotated[
+        str | None, option("--quantize", "int8 or fp8: weights in 8 bits (extra quant; docs/fast.md).", MODEL)
+    ] = None,
     plan: Annotated[
         bool, option("--plan", "Only print how the job would be fitted into memory, and write nothing.", MODEL)
     ] = False,
