@@ -52,6 +52,11 @@ class Saving:
         self._first_step = 0
         self._began_s = time.monotonic()
 
+    @property
+    def is_on(self) -> bool:
+        """Whether steps are saved by now."""
+        return self._on
+
     def begin(self) -> DenoiseState | None:
         """Where to go on from, if this job's work was saved.
 

@@ -16,6 +16,7 @@ from xdyna.configs.fast import with_preset
 from xdyna.errors import UserError
 from xdyna.files import refuse_inputs
 from xdyna.infer.animate import AnimateJob, OnProgress, Result, preview_path
+from xdyna.infer.faults import DeviceLost, between_steps, faults_told
 from xdyna.infer.finish import Finisher
 from xdyna.infer.found import Found
 from xdyna.infer.kept import Kept, array_sha256, folder_stamp
@@ -121,6 +122,7 @@ class Session:
         self._drawn: _Drawn | None = None
         self._costs: dict[Hashable, dict[str, float]] = {}  # seconds, of the last job of each sort
         self._profile = NoProfile()  # of the job that runs
+        self._lost: DeviceLost | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -136,6 +138,18 @@ class Session:
         self._drawn = None
         self._found.close()
         self._found = Found()
+
+    @contextmanager
+    def _faults_told(self, config: AnimateConfig, device: torch.device, work: Work) -> Iterator[None]:
+        """See `faults_told`; no job is begun on a device that another one lost."""
+        if self._lost is not None and device.type == "cuda":
+            raise DeviceLost(f"not begun, as an earlier job found no device any more: {self._lost}")
+        try:
+            with faults_told(config, device, work):
+                yield
+        except DeviceLost as error:
+            self._lost = error
+            raise
 
     def _let_go(self) -> None:
         if self._loaded is not None:
@@ -163,7 +177,7 @@ class Session:
         _check_outputs(job, sources, finish.size_wh)
         device = choose_device(config.device)
         _check_compile(config, device)
-        with Work(job.output, restart=restart, ignore=resume is False) as work, _full_memory_told(config, device):
+        with Work(job.output, restart=restart, ignore=resume is False) as work, self._faults_told(config, device, work):
             profile.on(device)
             work.check(job_facts(config, device))
             loaded, prepared = self._load_and_prepare(sources, choice, config, device, on_progress)
@@ -182,7 +196,10 @@ class Session:
                 config, len(prepared.pose_maps), face=prepared.face_maps is not None,
                 schedule=loaded.pipe.config.schedule, on_progress=on_progress, known=self._costs.get(sort, {}),
             )  # fmt: skip
-            latents = _denoise(loaded, config, sources, prepared, saving, fitted, preview, on_progress, watch, profile)
+            with between_steps(on_progress, lambda: saving.is_on) as stoppable:
+                latents = _denoise(
+                    loaded, config, sources, prepared, saving, fitted, preview, stoppable, watch, profile
+                )
             clip = Clip(
                 job, config, loaded.choice, sources, prepared, finish, loaded.pipe, latents, decoder, fitted, profile
             )
@@ -291,23 +308,6 @@ class Session:
             for level, line in self._drawn.said:
                 tell(partial(logger.log, level, "%s", line))
         return self._drawn.prepared
-
-
-@contextmanager
-def _full_memory_told(config: AnimateConfig, device: torch.device) -> Iterator[None]:
-    """Say which setting to lower when the device's memory runs out."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        sampling = config.sampling()
-        width, height = sampling.size_wh
-        batch = "" if config.window_batch == 1 else "take --window-batch 1, "
-        raise UserError(
-            f"--device {device}: out of memory at {width}x{height} px with windows of {sampling.window} frames; "
-            f"{batch}lower --size or --window, or take --dtype float16"
-        ) from None
 
 
 def _check_outputs(job: AnimateJob, sources: Sources, size_wh: tuple[int, int]) -> None:
