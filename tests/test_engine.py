@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from xdyna import SFaceControlNet, XDynaPipeline
 from xdyna.adapters.reference_net import ReferenceNet
 from xdyna.controlnets.residuals import condition_features, control_residuals, frame_residuals
-from xdyna.denoise import predict_clip
+from xdyna.denoise import predict_clip, shown_later
 from xdyna.infer.engine.halves import HalvesApart
 from xdyna.infer.engine.predict import ExactPredictor
-from xdyna.infer.engine.residuals import shown_later
+from xdyna.infer.engine.small_frames import cpu_batches
 from xdyna.windows import make_windows
 
 CALL_TOLERANCE = 1e-5  # of one call of the UNet
@@ -87,7 +88,7 @@ def test_exact_is_the_plain_pipeline(pipelines: dict[str, XDynaPipeline], model:
 
     def both(*args: Any, **kwargs: Any) -> Tensor:
         steps.append((predict_clip(*args, **kwargs), exact(*args, **kwargs)))
-        return steps[-1][0]
+        return steps[-1][0].clone()
 
     plain = run(pipeline, both, **settings)
     scale = settings.get("guidance_scale", 7.5) * 2 + 1  # an error of a call is multiplied by guidance
@@ -110,6 +111,30 @@ def test_each_frame_is_evaluated_once_a_step_by_each_controlnet(pipelines: dict[
         with counted(net.conv_in) as frames:
             run(pipeline, predict_clip, schedule="closed")
         assert sum(frames) > 2 * 2 * 11 * 0.9
+
+
+def test_controlnets_see_the_frames_of_as_many_windows_at_once(pipelines: dict[str, XDynaPipeline]) -> None:
+    pipeline = pipelines["pooled"]
+    for batch, deterministic, wanted in ((1, False, [4, 4, 3]), (2, False, [8, 3]), (2, True, [4, 4, 4])):
+        with counted(pipeline.pose_controlnet.conv_in) as frames:
+            exact = ExactPredictor(deterministic=deterministic)
+            run(pipeline, exact, face=False, window_batch=batch, num_inference_steps=1)
+        assert frames == wanted
+
+
+def test_a_cpu_takes_more_at_once_where_frames_are_small() -> None:
+    def part(count: int, width: int) -> Any:
+        weights = [torch.empty(count, device="meta")]
+        return SimpleNamespace(parameters=lambda: weights, config=SimpleNamespace(block_out_channels=(width,)))
+
+    vae = part(0, 128)
+    vae.decoder = part(49_490_179, 128)
+    sd15: Any = SimpleNamespace(unet=part(1_275_000_000, 320), vae=vae, vae_scale_factor=8)
+    sizes = [(40, 40), (96, 64), (192, 128), (256, 256), (896, 512)]
+    batches = [tuple(cpu_batches(sd15, size, 16, guided=True)) for size in sizes]
+    assert batches == [(8, 8), (5, 3), (2, 1), (1, 1), (1, 1)]
+    assert cpu_batches(sd15, (192, 128), 16, guided=False).windows == 3
+    assert cpu_batches(tiny_pipeline(), (32, 48), 16, guided=True) == (1, 1)
 
 
 def test_features_beyond_the_budget_are_made_again(pipelines: dict[str, XDynaPipeline]) -> None:
@@ -258,4 +283,6 @@ def test_nothing_is_dropped_that_a_later_window_shows(
     groups = [windows[i : i + batch] for i in range(0, len(windows), batch)]
     later = shown_later(groups)
     for i, kept in enumerate(later):
-        assert kept == {frame for group in groups[i + 1 :] for window in group for frame in window}
+        assert {frame for frame in range(num_frames) if frame in kept} == {
+            frame for group in groups[i + 1 :] for window in group for frame in window
+        }

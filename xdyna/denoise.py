@@ -42,11 +42,9 @@ class Control:
     def is_on(self, step: int, num_steps: int) -> bool:
         return self.scale != 0 and step / num_steps >= self.start and (step + 1) / num_steps <= self.end
 
-    def condition(self, window: Sequence[int]) -> Tensor:
-        """[1, c, F, H, W], 0..1, where the ControlNet runs, wherever its weights lie between its runs."""
-        device = getattr(getattr(self.net, "_hf_hook", None), "execution_device", None)
-        parts = [clip.window(window, device or self.net.device, self.net.dtype) for clip in self.clips]
-        return torch.cat(parts, dim=1)
+    def condition(self, window: Sequence[int], device: torch.device) -> Tensor:
+        """[1, c, F, H, W], 0..1, on the device where the ControlNet runs, wherever its weights lie between its runs."""
+        return torch.cat([clip.window(window, device, self.net.dtype) for clip in self.clips], dim=1)
 
 
 @dataclass
@@ -80,7 +78,11 @@ class Conditioning:
 
 
 class Predictor(Protocol):
-    """What the pipeline calls once a step: `predict_clip`, or something of the same signature that works otherwise."""
+    """What the pipeline calls once a step: `predict_clip`, or something of the same signature that works otherwise.
+
+    The clip may lie on another device than the networks: latents go to them window by window, and what is returned lies
+    where the latents lie. It belongs to the pipeline, which overwrites it.
+    """
 
     def __call__(
         self,
@@ -117,7 +119,8 @@ def predict_clip(
 
     Args:
         unet: with its adapters attached.
-        latents: noisy driving frames [1, C, F, h, w], scaled for the model (`scheduler.scale_model_input`).
+        latents: noisy driving frames [1, C, F, h, w], scaled for the model (`scheduler.scale_model_input`), on any
+            device.
         timestep: of the scheduler, shape [].
         conditioning: reference, text, image tokens and control maps.
         windows: lists of one length, see `xdyna.windows`.
@@ -128,7 +131,7 @@ def predict_clip(
         window_batch: windows per call of the networks.
 
     Returns:
-        float32 [1, C, F, h, w].
+        float32 [1, C, F, h, w], on the latents' device.
     """
     guided = guidance_scale > 1
 
@@ -148,6 +151,8 @@ def blend_windows(
 ) -> Tensor:
     """Predict group after group of windows, add them up by their weights, and guide.
 
+    What is added up is held for frames that a later window shows as well, and for no others.
+
     Args:
         predict: from W windows of one length n to float32 [B, W, C, n, h, w], B the halves of guidance.
         latents: of the clip, [1, C, F, h, w].
@@ -155,21 +160,52 @@ def blend_windows(
         window_batch: W, less in the last group.
 
     Returns:
-        float32 [1, C, F, h, w].
+        float32 [1, C, F, h, w], on the latents' device.
     """
-    guided = guidance_scale > 1
-    total = torch.zeros(1 + guided, *latents.shape[1:], dtype=torch.float32, device=latents.device)
-    for first in range(0, len(windows), window_batch):
-        group = windows[first : first + window_batch]
+    groups = [windows[first : first + window_batch] for first in range(0, len(windows), window_batch)]
+    blended = torch.zeros(latents.shape, dtype=torch.float32, device=latents.device)
+    sums: dict[int, Tensor] = {}  # [B, C, h, w] by frame
+    for number, (group, later) in enumerate(zip(groups, shown_later(groups), strict=True)):
         predicted = predict(group)
         for i, window in enumerate(group):
-            weight = torch.from_numpy(weights[first + i]).to(total.device)[:, None, None]
-            frames = torch.tensor(window, device=total.device)
-            total.index_add_(2, frames, predicted[:, i] * weight)  # a window may show a frame more than once
-    if not guided:
-        return total
-    negative, positive = total.chunk(2)
-    return negative.add_(positive.sub_(negative).mul_(guidance_scale))  # in place: each is as large as the clip
+            for place, (frame, weight) in enumerate(zip(window, weights[number * window_batch + i], strict=True)):
+                if frame not in sums:
+                    sums[frame] = torch.zeros_like(predicted[:, 0, :, 0])
+                sums[frame].add_(predicted[:, i, :, place] * float(weight))  # a window may show a frame twice
+        finished = [frame for frame in sums if frame not in later]
+        if finished:
+            done = torch.stack([_guided(sums.pop(frame), guidance_scale) for frame in finished], dim=1)
+            blended[0, :, finished] = done.to(blended.device)
+    return blended
+
+
+def _guided(halves: Tensor, guidance_scale: float) -> Tensor:
+    """[B, C, h, w], overwritten, to [C, h, w]."""
+    if len(halves) == 1:
+        return halves[0]
+    negative, positive = halves
+    return negative.add_(positive.sub_(negative).mul_(guidance_scale))
+
+
+class Later:
+    """Frames that windows after one group show.
+
+    Args:
+        last: the last group that shows each frame.
+        group: number of that one.
+    """
+
+    def __init__(self, last: dict[int, int], group: int) -> None:
+        self._last, self._group = last, group
+
+    def __contains__(self, frame: object) -> bool:
+        return isinstance(frame, int) and self._last.get(frame, -1) > self._group
+
+
+def shown_later(groups: Sequence[Sequence[Sequence[int]]]) -> list[Later]:
+    """For each group of windows, the frames that groups after it show."""
+    last = {frame: number for number, group in enumerate(groups) for window in group for frame in window}
+    return [Later(last, number) for number in range(len(groups))]
 
 
 def predict_windows(
@@ -184,7 +220,7 @@ def predict_windows(
 ) -> Tensor:
     """Predictions for W windows of one length n: float32 [B, W, C, n, h, w], B the halves of guidance."""
     text, image_tokens = conditioning.halves(guided)
-    rows = torch.cat([latents[:, :, list(window)] for window in group]).to(unet.dtype)  # [W, C, n, h, w]
+    rows = take_windows(latents, group).to(conditioning.reference_latents.device, unet.dtype)  # [W, C, n, h, w]
     controls = [control for control in conditioning.controls if control.is_on(step, num_steps)]
     parts = [_window_residuals(control, rows, timestep, text, group) for control in controls]
     residuals = sum_residuals(parts).with_reference() if parts else None
@@ -201,19 +237,24 @@ def predict_windows(
     return driving.reshape(len(text), len(rows), *driving.shape[1:])
 
 
+def take_windows(latents: Tensor, group: Sequence[Sequence[int]]) -> Tensor:
+    """[1, C, F, h, w] to [W, C, n, h, w]."""
+    return torch.cat([latents[:, :, list(window)] for window in group])
+
+
 def _window_residuals(
     control: Control, rows: Tensor, timestep: Tensor, text: Tensor, group: Sequence[Sequence[int]]
 ) -> Residuals:
     """Residuals for all halves; where their text is equal, and so their inputs are, computed once and repeated."""
     net, halves = control.net, len(text)
     computed = 1 if halves == 2 and torch.equal(text[0], text[1]) else halves
-    condition = torch.cat([control.condition(window) for window in group])
+    condition = torch.cat([control.condition(window, rows.device) for window in group])
     residuals = control_residuals(
         net,
         rows.to(net.dtype).repeat(computed, 1, 1, 1, 1),
         timestep,
         text[:computed].to(net.dtype).repeat_interleave(len(rows), dim=0),
-        condition.to(rows.device).repeat(computed, 1, 1, 1, 1),
+        condition.repeat(computed, 1, 1, 1, 1),
         control.scale,
     )
     if computed == halves:

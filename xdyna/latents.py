@@ -6,8 +6,9 @@ is batched nor on how long the clip is: a longer clip begins with the same noise
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from xdyna.maps import MapClip
+from xdyna.stepping import STEP_FRAMES
 
 BLUR_SIZE = 9
 BLUR_SIGMA = 18.0
@@ -31,17 +33,34 @@ def split_generator(generator: torch.Generator, count: int) -> list[torch.Genera
     return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
 
 
+def noise_frames(shape_chw: Sequence[int], generator: torch.Generator, *, shared: bool = False) -> Iterator[Tensor]:
+    """The noise of frame after frame, without end, each float32 [C, h, w] on the CPU; `shared`: always the same."""
+    if shared:
+        yield from repeat(torch.randn(*shape_chw, generator=generator))
+    while True:
+        yield torch.randn(*shape_chw, generator=generator)
+
+
+def mask_frames(
+    shape_chw: Sequence[int], generator: torch.Generator, keep: float = 0.5, *, shared: bool = False
+) -> Iterator[Tensor]:
+    """The mask of one frame after the other, as `noise_frames`: true with probability `keep` per element."""
+    if shared:
+        yield from repeat(torch.rand(*shape_chw, generator=generator) >= 1 - keep)
+    while True:
+        yield torch.rand(*shape_chw, generator=generator) >= 1 - keep
+
+
 def draw_noise(num_driving_frames: int, shape_chw: Sequence[int], generator: torch.Generator) -> Tensor:
     """Standard normal noise [1, C, F, h, w], float32 on the CPU, one draw per frame in frame order."""
-    return torch.stack([torch.randn(*shape_chw, generator=generator) for _ in range(num_driving_frames)], dim=1)[None]
+    return torch.stack(list(islice(noise_frames(shape_chw, generator), num_driving_frames)), dim=1)[None]
 
 
 def draw_mask(
     num_driving_frames: int, shape_chw: Sequence[int], generator: torch.Generator, keep: float = 0.5
 ) -> Tensor:
     """True with probability `keep` per element, bool [1, C, F, h, w] on the CPU, one draw per frame in frame order."""
-    draws = [torch.rand(*shape_chw, generator=generator) >= 1 - keep for _ in range(num_driving_frames)]
-    return torch.stack(draws, dim=1)[None]
+    return torch.stack(list(islice(mask_frames(shape_chw, generator, keep), num_driving_frames)), dim=1)[None]
 
 
 def gaussian_blur(latents: Tensor, size: int = BLUR_SIZE, sigma: float = BLUR_SIGMA) -> Tensor:
@@ -90,6 +109,45 @@ def initial_latents(reference_latents: Tensor, noise: Tensor, mask: Tensor, sche
     clean = downgrade_input(reference_latents, mask)
     noisy: Tensor = scheduler.add_noise(clean, noise.to(clean), timestep.reshape(1))
     return noisy
+
+
+def start_clip(
+    reference_latents: Tensor,
+    noise: Iterator[Tensor],
+    mask: Iterator[Tensor],
+    scheduler: Any,
+    timestep: Tensor,
+    num_driving_frames: int,
+    device: torch.device,
+) -> Tensor:
+    """`initial_latents` of a clip of any length, a few frames at a time.
+
+    Args:
+        reference_latents: clean, [1, C, 1, h, w], where the arithmetic is done.
+        noise: of each frame, [C, h, w].
+        mask: of each frame, likewise.
+        scheduler: see `initial_latents`.
+        timestep: see `initial_latents`.
+        num_driving_frames: F.
+        device: where the result lies.
+
+    Returns:
+        float32 [1, C, F, h, w].
+
+    Raises:
+        ValueError: noise or mask of fewer frames.
+    """
+    one, channels, _, height, width = reference_latents.shape
+    clip = torch.empty(one, channels, num_driving_frames, height, width, device=device)
+    for first in range(0, num_driving_frames, STEP_FRAMES):
+        count = min(STEP_FRAMES, num_driving_frames - first)
+        drawn = [list(islice(frames, count)) for frames in (noise, mask)]
+        if min(map(len, drawn)) < count:
+            raise ValueError(f"noise or mask of {first + min(map(len, drawn))} frames, wanted {num_driving_frames}")
+        part, keep = (torch.stack(frames, dim=1)[None] for frames in drawn)
+        started = initial_latents(reference_latents, part, keep, scheduler, timestep)
+        clip[:, :, first : first + count] = started.to(device, torch.float32)
+    return clip
 
 
 def to_clean(kind: str, predicted: Tensor, shown: Tensor, signal: Tensor | float, noise: Tensor | float) -> Tensor:

@@ -29,13 +29,14 @@ from xdyna.denoise import Conditioning, Control, Predictor, predict_clip
 from xdyna.latents import (
     clip_size,
     condition_maps,
-    draw_mask,
-    draw_noise,
-    initial_latents,
+    mask_frames,
+    noise_frames,
     split_generator,
+    start_clip,
 )
 from xdyna.prompts import StoredPrompt
 from xdyna.resume import DenoiseState
+from xdyna.stepping import scale_clip, step_clip
 from xdyna.unet import XDynaUNet
 
 logger = logging.get_logger(__name__)
@@ -170,12 +171,13 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def interrupt(self) -> bool:
         return self._interrupt
 
-    def state_after(self, step: int, latents: Tensor) -> DenoiseState:
+    def state_after(self, step: int, latents: Tensor, *, copy: bool = True) -> DenoiseState:
         """For a callback: where the call stands after step number `step` (from 0), with its latents.
 
-        A call with the same arguments and this as its `state` goes on from there with the same numbers.
+        A call with the same arguments and this as its `state` goes on from there with the same numbers. Without `copy`
+        it must be saved, or thrown away, before the next step begins.
         """
-        return DenoiseState.of(step + 1, latents, self.scheduler, self._step_stream)
+        return DenoiseState.of(step + 1, latents, self.scheduler, self._step_stream, copy=copy)
 
     # --- memory -----------------------------------------------------------------------------------------------------
 
@@ -282,7 +284,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         shift = vae.config.shift_factor or 0.0
         device = self._execution_device  # diffusers walks through every module for it: not once per frame
         for frames in latents[0].transpose(0, 1).split(vae_batch):
-            scaled = (frames / vae.config.scaling_factor + shift).to(device, vae.dtype)
+            scaled = (frames.to(device) / vae.config.scaling_factor + shift).to(vae.dtype)
             decoded = vae.decode(scaled).sample
             yield (decoded.float() / 2 + 0.5).clamp(0, 1)
 
@@ -429,11 +431,12 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         reference_latents: Tensor | None = None,
-        noise: Tensor | None = None,
+        noise: Tensor | Iterator[Tensor] | None = None,
         mask: Tensor | None = None,
         window_offsets: Sequence[int] | None = None,
         predictor: Predictor = predict_clip,
         state: DenoiseState | None = None,
+        latents_device: torch.device | str | None = None,
     ) -> XDynaPipelineOutput | tuple[Any]:
         """Animate `reference` with the motion of `pose_maps`.
 
@@ -481,12 +484,16 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             callback_on_step_end_tensor_inputs: names of the tensors it gets: latents, prompt_embeds,
                 negative_prompt_embeds.
             reference_latents: clean latents [1, C, 1, h, w] of the reference instead of an encoding of it.
-            noise: [1, C, F, h, w] (or F+1, reference first) standard normal noise instead of drawn noise.
+            noise: [1, C, F, h, w] (or F+1, reference first) standard normal noise instead of drawn noise; or an
+                iterator that gives the F frames' noise, [C, h, w], one after the other.
             mask: likewise, true where the start keeps the reference, false where it takes its blur.
             window_offsets: shift of the windows for each timestep of the scheduler instead of drawn ones.
             predictor: makes each step's prediction: the plain way by default; `xdyna.infer.engine` has others.
             state: where an earlier call with the same other arguments stood (see `state_after`); the steps before are
                 left out.
+            latents_device: where the clip's latents lie, by default where the networks run. From the host ("cpu") they
+                go to the networks and the scheduler a few frames at a time, so that a GPU's memory does not grow with
+                the clip; the numbers are the same.
 
         Returns:
             [`XDynaPipelineOutput`] or a tuple of its fields.
@@ -516,10 +523,12 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         frame_shape = (self.unet.config.in_channels, *shape_hw)
         clip_shape = (1, frame_shape[0], num_frames, *shape_hw)
         latents = inputs.shaped(latents, clip_shape, "latents")
-        noise = inputs.shaped(noise, clip_shape, "noise", with_reference=True)
+        if not isinstance(noise, Iterator):
+            noise = inputs.shaped(noise, clip_shape, "noise", with_reference=True)
         mask = inputs.shaped(mask, clip_shape, "mask", with_reference=True)
         reference_latents = inputs.shaped(reference_latents, (1, frame_shape[0], 1, *shape_hw), "reference_latents")
         device = self._execution_device
+        clip_device = device if latents_device is None else torch.device(latents_device)
 
         # 2. Streams of random numbers. All are split off at once, so that passing noise, say, shifts no other stream.
         if generator is None:
@@ -559,13 +568,16 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             raise ValueError(f"{len(window_offsets)} window_offsets, wanted one for each of {len(timesteps)} timesteps")
         window_offsets = [inputs.count(offset, "a window offset", low=0) for offset in window_offsets]
         if latents is None:
-            drawn = 1 if self.config.shared_noise else num_frames
-            noise = draw_noise(drawn, frame_shape, noise_stream).expand(clip_shape) if noise is None else noise
+            shared = self.config.shared_noise
+            if noise is None:
+                noise = noise_frames(frame_shape, noise_stream, shared=shared)
             if mask is None:
-                mask = draw_mask(drawn, frame_shape, mask_stream, self.config.start_keep).expand(clip_shape)
-            latents = initial_latents(reference_latents, noise, mask, self.scheduler, timesteps[0])
-        del noise, mask  # as large as the latents of the whole clip
-        latents = latents.to(device, torch.float32)
+                mask = mask_frames(frame_shape, mask_stream, self.config.start_keep, shared=shared)
+            drawn = _by_frame(noise), _by_frame(mask)
+            latents = start_clip(reference_latents, *drawn, self.scheduler, timesteps[0], num_frames, clip_device)
+            del drawn
+        del noise, mask  # noise may be as large as the latents of the whole clip
+        latents = latents.to(clip_device, torch.float32)
         extra = self._extra_step_kwargs(step_stream, eta)
         self._step_stream = step_stream
         first_step = 0
@@ -573,7 +585,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             if state.latents.shape != latents.shape:
                 got = list(state.latents.shape)
                 raise ValueError(f"the state has latents of shape {got}, wanted {list(latents.shape)}")
-            first_step, latents = state.step, state.restore(self.scheduler, step_stream, latents.device)
+            first_step, latents = state.step, state.restore(self.scheduler, step_stream, clip_device)
 
         # 5. Denoise. Latents stay in float32; the networks get their own type.
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
@@ -585,7 +597,7 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 clip_windows = windows.make_windows(schedule, num_frames, window, overlap, window_offsets[i])
                 predicted = predictor(
                     self.unet,
-                    self.scheduler.scale_model_input(latents, t),
+                    scale_clip(self.scheduler, latents, t, device),
                     t,
                     conditioning,
                     clip_windows,
@@ -595,7 +607,8 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     num_steps=len(timesteps),
                     window_batch=window_batch,
                 )
-                latents = self.scheduler.step(predicted, t, latents, **extra).prev_sample
+                latents = step_clip(self.scheduler, predicted, t, latents, device, **extra)
+                del predicted  # the latents lie in its place
 
                 if callback_on_step_end is not None:
                     known = {
@@ -659,6 +672,11 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}, wanted some of"
                 f" {', '.join(self._callback_tensor_inputs)}"
             )
+
+
+def _by_frame(frames: Tensor | Iterator[Tensor]) -> Iterator[Tensor]:
+    """[1, C, F, h, w] to F times [C, h, w]; what is an iterator already stays as it is."""
+    return iter(frames[0].unbind(1)) if isinstance(frames, Tensor) else frames
 
 
 def _control_scales(pose_scale: Any, face_scale: Any, both: Any) -> tuple[float, float]:

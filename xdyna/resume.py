@@ -35,14 +35,16 @@ class DenoiseState:
     generator: Tensor
 
     @classmethod
-    def of(cls, step: int, latents: Tensor, scheduler: Any, generator: torch.Generator) -> DenoiseState:
-        """A copy of the state after `step` steps.
+    def of(
+        cls, step: int, latents: Tensor, scheduler: Any, generator: torch.Generator, *, copy: bool = True
+    ) -> DenoiseState:
+        """The state after `step` steps; without `copy`, of tensors that the next step may change.
 
         Raises:
             ValueError: the scheduler keeps something that cannot be saved.
         """
-        kept = {name: _copy(value, name) for name, value in vars(scheduler).items() if name != _SETTINGS}
-        return cls(step, latents.clone(), kept, generator.get_state())
+        kept = {name: _copy(value, name, copy) for name, value in vars(scheduler).items() if name != _SETTINGS}
+        return cls(step, latents.clone() if copy else latents, kept, generator.get_state())
 
     def restore(self, scheduler: Any, generator: torch.Generator, device: torch.device) -> Tensor:
         """Put scheduler and generator where they stood, and return the latents.
@@ -50,7 +52,7 @@ class DenoiseState:
         Args:
             scheduler: of the same kind, with the same timesteps set.
             generator: that draws noise for the steps.
-            device: of the latents and of what was on a device other than the CPU.
+            device: of the latents, and of tensors that a new scheduler does not have.
         Raises:
             ValueError: the timesteps are others.
         """
@@ -58,8 +60,7 @@ class DenoiseState:
             raise ValueError(f"the state is of other timesteps than {scheduler.timesteps.tolist()}")
         for name, value in self.scheduler.items():
             own = getattr(scheduler, name, None)
-            on_cpu = isinstance(own, Tensor) and own.device.type == "cpu"
-            setattr(scheduler, name, _moved(_copy(value, name), torch.device("cpu") if on_cpu else device))
+            setattr(scheduler, name, _moved(_copy(value, name), own.device if isinstance(own, Tensor) else device))
         generator.set_state(self.generator)
         return self.latents.to(device, torch.float32)
 
@@ -74,8 +75,12 @@ class DenoiseState:
         tensors = {"latents": self.latents.cpu(), "generator": self.generator}
         tree = {name: _taken_apart(value, f"scheduler.{name}", tensors) for name, value in self.scheduler.items()}
         header = {"step": self.step, "scheduler": tree, "facts": dict(facts)}
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, path, metadata={"xdyna": json.dumps(header)})
+        contiguous: dict[int, Tensor] = {}  # by address: what two names stand for is refused
+        for name, tensor in tensors.items():
+            whole = tensor.contiguous()
+            whole = whole.clone() if whole.data_ptr() in contiguous else whole
+            contiguous[whole.data_ptr()] = tensors[name] = whole
+        save_file(tensors, path, metadata={"xdyna": json.dumps(header)})
 
     @classmethod
     def load(cls, path: Path) -> DenoiseState:
@@ -106,15 +111,16 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _copy(value: Any, name: str) -> Any:
+def _copy(value: Any, name: str, tensors: bool = True) -> Any:
+    """A copy; of tensors, too, where asked for."""
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Tensor):
-        return value.clone()
+        return value.clone() if tensors else value
     if isinstance(value, (np.ndarray, np.generic)):
         return np.array(value)
     if isinstance(value, (list, tuple)):
-        return [_copy(item, name) for item in value]
+        return [_copy(item, name, tensors) for item in value]
     raise ValueError(f"scheduler attribute {name} is a {type(value).__name__}, wanted plain values, arrays or tensors")
 
 

@@ -25,7 +25,14 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionModel, UNetMotionOutput
 from torch import Tensor, nn
 
-from xdyna.attention import FrameLayout, Record, ReferenceCache, spatial_sites, use_frame_attention, without_adapter_layers
+from xdyna.attention import (
+    FrameLayout,
+    Record,
+    ReferenceCache,
+    spatial_sites,
+    use_frame_attention,
+    without_adapter_layers,
+)
 from xdyna.fork import fork_in_block, repeat_rows
 
 #: A clip of one driving frame without a reference.

@@ -95,7 +95,7 @@ class OfficialPredictor:
                     rows.to(control.net.dtype),
                     timestep,
                     text.to(control.net.dtype),
-                    control.condition(window).to(rows.device),
+                    control.condition(window, rows.device),
                     control.scale,
                 )
                 for control in conditioning.controls

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -271,7 +271,7 @@ class _LastResiduals(StepResiduals):
         if self.depth is None:
             yield from super()._residuals(frames)
             return
-        rows = self.latents[0, :, list(frames)].transpose(0, 1)
+        rows = self.latents[0, :, list(frames)].to(self.text.device).transpose(0, 1)
         for number, control in self.controls.items():
             net = control.net
             features = self.features.fetch(number, control, frames)
@@ -302,7 +302,7 @@ class _ByWindow(StepResiduals):
     def window(self, group: Sequence[Sequence[int]], *, reference: bool) -> Residuals:
         return (self._outer if self._is_kept(group) else self._whole).window(group, reference=reference)
 
-    def keep(self, needed: set[int]) -> None:
+    def keep(self, needed: Container[int]) -> None:
         self._whole.keep(needed)
         self._outer.keep(needed)
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xdyna.attention import Record
+
 
 class HalvesApart:
     """Stands for an `XDynaUNet` in a predictor and runs each half of the rows in a call of its own.
@@ -41,7 +43,7 @@ class HalvesApart:
                 """The half's rows of what has rows for all halves; what they share is left as it is."""
                 return x.chunk(halves)[half] if len(x) == of else x
 
-            recorded: Any = None if record is None else {}
+            recorded: Any = None if record is None else Record()
             down = down_block_additional_residuals
             mid = mid_block_additional_residual
             out = self._unet(

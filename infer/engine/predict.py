@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xdyna.attention import ReferenceCache, spatial_sites
+from xdyna.attention import Record, ReferenceCache, spatial_sites
 from xdyna.controlnets.residuals import Residuals
-from xdyna.denoise import Conditioning, Control, blend_windows
-from xdyna.infer.engine.residuals import Features, OnWindow, StepResiduals, shown_later
+from xdyna.denoise import Conditioning, Control, blend_windows, shown_later, take_windows
+from xdyna.infer.engine.residuals import Features, OnWindow, StepResiduals
 from xdyna.infer.engine.spread import Spread
 from xdyna.spans import Span, no_span
 from xdyna.unet import XDynaUNet
@@ -89,14 +89,16 @@ class ExactPredictor:
     ) -> Tensor:
         """float32 [1, C, F, h, w]; see `xdyna.denoise.predict_clip`."""
         if self._job is None or self._job.conditioning is not conditioning:
-            self._job = _Job(conditioning, Features(self.features_bytes))
+            self._job = _Job(conditioning, Features(self.features_bytes, conditioning.text.device))
         job, guided = self._job, guidance_scale > 1
         size = 1 if self.deterministic else window_batch
         text, image_tokens = conditioning.halves(guided)
         tokens = torch.cat([text, image_tokens], dim=1).to(unet.dtype)
         controls = {i: c for i, c in enumerate(conditioning.controls) if c.is_on(step, num_steps)}
         different = text if guided and not torch.equal(text[0], text[1]) else text[:1]
-        residuals = self._residuals(controls, latents, timestep, different, job.features, len(windows[0]))
+        # As many frames as the UNet sees windows; over processes, no more than a window, which another may not need.
+        run = len(windows[0]) * (size if self.spread is None else 1)
+        residuals = self._residuals(controls, latents, timestep, different, job.features, run)
         with self.span("reference"):
             references = self._reference(unet, job, timestep, tokens)
         if self.spread is None:
@@ -110,7 +112,7 @@ class ExactPredictor:
         def predict(group: Sequence[Sequence[int]]) -> Tensor:
             nonlocal done
             cache = references.cache()
-            rows = torch.cat([latents[:, :, list(window)] for window in group]).to(unet.dtype)  # [W, C, n, h, w]
+            rows = take_windows(latents, group).to(tokens.device, unet.dtype)  # [W, C, n, h, w]
             if cache is None:
                 first = conditioning.reference_latents.to(rows).expand(len(rows), -1, -1, -1, -1)
                 rows = torch.cat([first, rows], dim=2)
@@ -201,7 +203,7 @@ class StepReference:
         if not _reads_reference(unet):
             return
         if unet.config.pool_group_norm:
-            self.record = {} if near else None
+            self.record = Record() if near else None
             return
         fixed = unet.config.reference_timestep == "zero"
         if fixed and job.reference is not None and job.text is not None and torch.equal(job.text, tokens):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,10 +22,11 @@ class Features:
 
     Args:
         budget: bytes.
+        device: where the ControlNets run.
     """
 
-    def __init__(self, budget: int) -> None:
-        self.left = budget
+    def __init__(self, budget: int, device: torch.device) -> None:
+        self.left, self._device = budget, device
         self._kept: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
     def fetch(self, number: int, control: Control, frames: tuple[int, ...]) -> Tensor:
@@ -33,7 +34,7 @@ class Features:
         kept = self._kept.get((number, frames))
         if kept is not None:
             return kept
-        embedded = condition_features(control.net, control.condition(frames)[0].transpose(0, 1))
+        embedded = condition_features(control.net, control.condition(frames, self._device)[0].transpose(0, 1))
         size = embedded.numel() * embedded.element_size()
         if size <= self.left:
             self.left -= size
@@ -49,9 +50,9 @@ class StepResiduals:
 
     Args:
         controls: those that are on, by their number in the job.
-        latents: noisy frames [1, C, F, h, w].
+        latents: noisy frames [1, C, F, h, w], on any device.
         timestep: shape [].
-        text: [k, T, D], different texts.
+        text: [k, T, D], different texts, where the ControlNets run.
         features: of the job.
         run: frames evaluated together.
         fixed: the last run, too, is that long: frames are repeated and the results of the repetitions dropped.
@@ -96,7 +97,7 @@ class StepResiduals:
         *down, mid = (stacked(level) for level in range(len(self._zero)))
         return Residuals(tuple(down), mid)
 
-    def keep(self, needed: set[int]) -> None:
+    def keep(self, needed: Container[int]) -> None:
         """Forget all frames but these."""
         self._frames = {frame: residuals for frame, residuals in self._frames.items() if frame in needed}
 
@@ -113,7 +114,7 @@ class StepResiduals:
 
     def _residuals(self, frames: tuple[int, ...]) -> Iterator[list[Tensor]]:
         """[k, N, C_i, h_i, w_i] of each control."""
-        rows = self.latents[0, :, list(frames)].transpose(0, 1)
+        rows = self.latents[0, :, list(frames)].to(self.text.device).transpose(0, 1)
         for number, control in self.controls.items():
             net = control.net
             features = self.features.fetch(number, control, frames)
@@ -127,16 +128,6 @@ def _summed(parts: Iterator[list[Tensor]]) -> list[Tensor]:
     for part in parts:
         total = [a + b for a, b in zip(total, part, strict=True)]
     return total
-
-
-def shown_later(groups: Sequence[Sequence[Sequence[int]]]) -> list[set[int]]:
-    """For each group of windows, the frames that groups after it show."""
-    later: set[int] = set()
-    found = []
-    for group in reversed(groups):
-        found.append(later)
-        later = later | {frame for window in group for frame in window}
-    return found[::-1]
 
 
 #: Called with the number of windows done in this step, and of all its windows.
