@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from clips import make_clip
 from eval_clips import HEIGHT, WIDTH, grid_metric, left_half, noisy, put_frames, put_set, true_clip
+from torch import nn
 
 from xdyna.cli import main
 from xdyna.configs.evaluate import EvaluateConfig
@@ -23,6 +25,8 @@ from xdyna.infer.evaluate.protocol import load_protocol
 from xdyna.infer.evaluate.results import Results
 from xdyna.infer.evaluate.score import Scored, ScoreJob, score
 from xdyna.metrics import registry
+from xdyna.metrics.clips import isolated
+from xdyna.metrics.frames import rows_of
 from xdyna.metrics.psnr import psnr
 
 __all__ = ["grid_metric"]
@@ -81,6 +85,31 @@ def test_workers_and_threads_change_nothing(clips: Path, other: dict[str, int]) 
         assert two[key] == pytest.approx(value, rel=1e-3 if "frechet" in key[1] else 1e-5), key
 
 
+def test_a_networks_batches_and_threads_change_nothing(
+    tmp_path: Path, grid_metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_set(tmp_path, "ab")
+    layers = (nn.Conv2d(3, 8, 5), nn.SiLU(), nn.Conv2d(8, 12, 5, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(*layers).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 5
+
+    def frechet(pictures: int, count: int, name: str) -> dict[str, float]:
+        def features(frames: Any, masks: Any, region: Any, backbone: Any) -> Any:
+            return rows_of(isolated(frames, masks, region), network, pictures)
+
+        metric = replace(registry.METRICS["grid-frechet"], features=features)  # type: ignore[call-arg]
+        monkeypatch.setitem(registry.METRICS, "grid-frechet", metric)  # type: ignore[arg-type]
+        scored = run(tmp_path, f"{name}.jsonl", threads=count, metrics=("grid-frechet",))
+        return dict(scored.results.sets[0].values)
+
+    one, two = frechet(16, 1, "one"), frechet(9, 2, "two")
+    assert one.keys() == {"grid-frechet/all", "grid-frechet/fg", "grid-frechet/bg"}
+    assert all(value > 0 for value in one.values())
+    assert two == pytest.approx(one, rel=1e-3)
+
+
 def test_a_killed_run_goes_on_with_the_same_numbers(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(clips, "whole.jsonl", cache=clips / "whole")
     calls = []
@@ -109,13 +138,13 @@ def test_a_killed_run_goes_on_with_the_same_numbers(clips: Path, monkeypatch: py
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the pairs whose frames are read from now on."""
     asked: list[str] = []
-    original = measuring._Opened.samples
+    original = measuring.OpenedPair.samples
 
-    def samples(self: measuring._Opened) -> object:
+    def samples(self: measuring.OpenedPair) -> object:
         asked.append(self.pair.name)
         return original(self)
 
-    monkeypatch.setattr(measuring._Opened, "samples", samples)
+    monkeypatch.setattr(measuring.OpenedPair, "samples", samples)
     return asked
 
 

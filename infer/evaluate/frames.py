@@ -249,7 +249,7 @@ def resized(image: Image, crop: Crop, size_wh: SizeWH, config: ProtocolConfig) -
 def as_cover(image: Image) -> Image:
     """Cover 0..255 [H, W] from a mask's picture [H, W, 3]; masks of 0 and 1 are spread."""
     cover = image.max(-1)
-    return cover * 255 if cover.max() == 1 else cover
+    return np.asarray(cover * 255 if cover.max() == 1 else cover, np.uint8)
 
 
 def tracks_at(tracks: Tracks, count: int, crop: Crop, size_wh: SizeWH, config: ProtocolConfig) -> Tracks:

@@ -69,7 +69,7 @@ class Animator:
         self._fresh_scheduler()
         windows = 1 if config.window_batch == "auto" else config.window_batch
         face = case.face_maps if config.face is not False and self.choice.has("face_controlnet") else None
-        made = self.pipe(
+        output: Any = self.pipe(
             case.reference.frames[0],
             case.pose_maps,
             face,
@@ -93,7 +93,8 @@ class Animator:
             predictor=anchored(build_predictor(config), self.pipe.scheduler, config),
             noise=chosen_noise(config, self.pipe, len(case.pose_maps)),
             output_type="np",
-        ).frames[0]
+        )
+        made = np.asarray(output.frames[0])
         if not np.isfinite(made).all():
             raise UserError(f"{self.choice.folder}: the model gave NaN or infinite values; try --set dtype=float32")
         return np.asarray(np.round(made * 255), np.uint8)

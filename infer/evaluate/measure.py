@@ -132,13 +132,14 @@ def measure(pair: Pair, method: str, plan: Plan, done: Sequence[ClipLine] = ()) 
         if all(features is not None for features in kept):
             return Measured(done, [features or {} for features in kept], is_new=False)
     lines, features = [], []
-    clip = _Opened(pair, plan)
+    clip = OpenedPair(pair, plan.protocol)
     for start, sample in clip.samples():
         before = next((line for line in done if line.start == start), None)
+        values, truth = ({}, {}) if before else _values(sample, plan)
         line = before or ClipLine(
             plan.protocol.hash, method, sample.name, pair.name, start, len(sample.made), pair.scene,
             files={kind: str(path.absolute()) for kind, path in pair.files.items()}, sha256=sha256,
-            **_values(sample, plan),
+            values=values, truth=truth,
         )  # fmt: skip
         found = dict(_features(sample, start, sha256, plan))
         lines.append(replace(line, features={key: names for key, (names, _) in found.items()}))
@@ -164,15 +165,17 @@ def keys(metric: Metric, sample: Sample) -> Iterator[tuple[str, Any]]:
             yield f"{metric.name}/{region}", region
 
 
-def _values(sample: Sample, plan: Plan) -> dict[str, dict[str, float]]:
-    values, truth = {}, {}
+def _values(sample: Sample, plan: Plan) -> tuple[dict[str, float], dict[str, float]]:
+    """By key the clip's values, and the truth's own where nearness to it counts."""
+    values: dict[str, float] = {}
+    truth: dict[str, float] = {}
     for metric in plan.clip_metrics:
         network = plan.networks.get(metric.backbone)
         for key, region in keys(metric, sample):
             values[key] = metric.value(sample, region, network)
             if metric.better == "truth" and sample.truth is not None:
                 truth[key] = metric.value(sample.of_truth(), region, network)
-    return {"values": values, "truth": truth}
+    return values, truth
 
 
 def _features(
@@ -209,12 +212,12 @@ def _fetched(name: str, frames: Image, masks: Any, metric: SetMetric, region: An
 
 
 @dataclass(eq=False)
-class _Opened:
+class OpenedPair:
     """A pair's files, looked at and found to fit each other.
 
     Attributes:
         pair: the files.
-        plan: gives the protocol.
+        protocol: how they are read.
         made: the generated frames.
         truth: the true ones, if there are any.
         size_wh: what all is brought to.
@@ -223,7 +226,7 @@ class _Opened:
     """
 
     pair: Pair
-    plan: Plan
+    protocol: Protocol
     made: Source = field(init=False)
     truth: Source | None = field(init=False)
     size_wh: SizeWH = field(init=False)
@@ -231,7 +234,7 @@ class _Opened:
     starts: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        pair, config = self.pair, self.plan.protocol.config
+        pair, config = self.pair, self.protocol.config
         self.made = open_source(pair.generated, config)
         self.truth = open_source(pair.truth, config) if pair.truth else None
         own = self.truth or self.made
@@ -240,7 +243,7 @@ class _Opened:
         self.starts = clip_starts(pair.name, self.count, config)
 
     def _count(self) -> int:
-        config = self.plan.protocol.config
+        config = self.protocol.config
         made = self.made.count
         if self.truth is None:
             return made
@@ -254,7 +257,7 @@ class _Opened:
 
     def samples(self) -> Iterator[tuple[int, Sample]]:
         """First frame and clip, one after the other."""
-        pair, config = self.pair, self.plan.protocol.config
+        pair, config = self.pair, self.protocol.config
         photo = read_photo(pair.photo) if pair.photo else None
         tracks = self._tracks()
         made = self._clips(self.made, pair.generated)
@@ -269,7 +272,7 @@ class _Opened:
             yield start, Sample(name, frames, true, mask, photo, cut, face, config.fps, borders, pair.scene)
 
     def _clips(self, source: Source, path: Path, turn: Any = None) -> Iterator[Image]:
-        config = self.plan.protocol.config
+        config = self.protocol.config
         try:
             crop = crop_to(source.size_wh, self.size_wh, config)
         except UserError as error:
@@ -283,7 +286,7 @@ class _Opened:
             raise UserError(f"{path}: ends before frame {self.starts[found] + config.frames}; the file is damaged")
 
     def _masks(self) -> Iterator[Image | None]:
-        pair, config = self.pair, self.plan.protocol.config
+        pair, config = self.pair, self.protocol.config
         if pair.masks is None or config.masks == "none":
             return repeat(None)
         own = self.truth or self.made
@@ -297,7 +300,7 @@ class _Opened:
         return self._clips(source, pair.masks, as_cover)
 
     def _tracks(self) -> Tracks | None:
-        pair, config = self.pair, self.plan.protocol.config
+        pair, config = self.pair, self.protocol.config
         if pair.tracks is None:
             return None
         own, tracks = self.truth or self.made, Tracks.load(pair.tracks)

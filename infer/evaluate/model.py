@@ -101,16 +101,17 @@ def _filmed(job: ModelJob, on_progress: OnProgress) -> tuple[list[Pair], dict[st
     pairs = []
     with Session() as session:
         for number, item in enumerate(items, 1):
-            output, problem = job.out / VIDEOS / item.name, ""
+            output, photo, problem = job.out / VIDEOS / item.name, item.photo, ""
             make_folder(output.parent)
             try:
-                photo, driving = _inputs(item, job)
+                still, driving = _inputs(item, job)
+                photo = still
                 config = job.animate.model_copy(update={"tracks": item.tracks} if item.tracks else {})
-                one = AnimateJob(photo, driving, output, config)
+                one = AnimateJob(still, driving, output, config)
                 if finished(one) is None:
                     session.run(one)
             except UserError as error:
-                photo, problem = item.photo, str(error)
+                problem = str(error)
             pair = Pair(item.name, output, item.truth, item.masks, photo, item.tracks, item.driving, item.scene)
             pairs.append(replace(pair, problem=problem))
             on_progress("generate", number, len(items))

@@ -53,7 +53,7 @@ def centred(sample: Floats, estimate: float) -> Floats:
     Distances of drawn features are too large: a sample holds fewer different clips than the set. That error is the
     same in every draw, so what is left after it is taken out tells how far the estimate may be off.
     """
-    return sample - sample.mean() + estimate
+    return np.asarray(sample - sample.mean() + estimate)
 
 
 def normal_chance(sample: Floats, estimate: float) -> float | None:
@@ -134,8 +134,10 @@ def frechet_of_rows(made: Floats, true: Floats) -> float:
     x = (made - mean_made) / np.sqrt(len(made) - 1)
     y = (true - mean_true) / np.sqrt(len(true) - 1)
     if max(len(x), len(y)) <= x.shape[1]:
-        shared = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+        product = np.asarray(x @ y.T, np.float64)
     else:  # triangles R with R.T @ R = the covariance: the same singular values from D x D
-        shared = np.linalg.svd(np.linalg.qr(x, "r") @ np.linalg.qr(y, "r").T, compute_uv=False).sum()
+        first, second = (np.asarray(np.linalg.qr(rows, "r"), np.float64) for rows in (x, y))
+        product = first @ second.T
+    shared = np.linalg.svd(product, compute_uv=False).sum()
     distance = float(((mean_made - mean_true) ** 2).sum() + (x**2).sum() + (y**2).sum() - 2 * shared)
     return max(0.0, distance)

@@ -135,8 +135,10 @@ class Results:
         for line in parsed:
             if isinstance(line, ClipLine):
                 before = latest.get((line.method, line.video))
-                same = isinstance(before, list) and before[0].sha256 == line.sha256
-                latest[line.method, line.video] = [*before, line] if same else [line]
+                if isinstance(before, list) and before[0].sha256 == line.sha256:
+                    before.append(line)
+                else:
+                    latest[line.method, line.video] = [line]
             elif isinstance(line, FailedLine):
                 latest[line.method, line.video] = line
         sets = {line.method: line for line in parsed if isinstance(line, SetLine)}

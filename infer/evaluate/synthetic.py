@@ -131,9 +131,9 @@ class SyntheticFolder:
         for path in paths.values():
             make_folder(path.parent)
         write_png(paths["photo"], case.reference.frames[0])
-        face = {"face_xy": case.truth.tracks.face_xy, "face_conf": case.truth.tracks.face_conf}
+        true = case.truth.tracks
         with written_whole(paths["tracks"]) as part:
-            replace(case.wanted, **face).save(part)
+            replace(case.wanted, face_xy=true.face_xy, face_conf=true.face_conf).save(part)
         for kind, clip in (("masks", case.truth.masks), ("pose", case.pose_maps), ("truth", case.truth.frames)):
             write_frames(paths[kind], clip, self.world.fps)
         shown = hashlib.sha256()

@@ -61,6 +61,8 @@ def score_table(results: Results) -> list[str]:
         truths = [row[4] for figures in means.values() if (row := figures.get(key)) and not np.isnan(row[4])]
         better = f"truth {truths[0]:.4g}" if truths else _ARROWS[metric["better"]]
         clips = max(figures[key][3] for figures in means.values() if key in figures)
+        if not clips:
+            continue  # a note tells of it
         rows.append([key, metric["unit"], better, *cells, str(clips), label])
     sets = {line.method: line for line in results.sets}
     for key in dict.fromkeys(key for line in results.sets for key in line.values):
