@@ -183,12 +183,16 @@ class Team:
         return False  # what they share went with the process that had it, which said why, or was killed
 
     def told(self, status: int) -> None:
-        """Let the others end with this exit status; the first process, which may hold the store, waits a moment."""
+        """Let the others end with this exit status, and part from them.
+
+        The first process may hold the store: it waits a moment, so that the others can look into it.
+        """
         if self.size == 1:
             return
         with suppress(RuntimeError):
             self._store.set(_STATUS, str(status))
-            end_s = time.monotonic() + (2 if self.leads else 0)
+            self.close(wait=False)
+            end_s = time.monotonic() + (10 if self.leads else 0)
             while time.monotonic() < end_s and self._store.add(_HEARD, 0) < self.size - 1:
                 time.sleep(0.05)
 

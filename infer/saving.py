@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import xdyna
 from xdyna.configs.animate import AnimateConfig
+from xdyna.errors import UserError
 from xdyna.infer.kept import array_sha256, file_sha256
 from xdyna.infer.load import ModelChoice, choose_dtype, split_lora
+from xdyna.infer.processes import Team
 from xdyna.infer.sources import Sources
 from xdyna.infer.work import Work
 from xdyna.preprocess.prepare import Prepared
@@ -43,12 +45,16 @@ class Saving:
         work: where.
         facts: gives what tells the job from others; asked once, when it is needed, since it reads the model.
         always: true saves from the first step on, None where the job is long, false never.
+        team: processes that share the job; the first one saves.
     """
 
-    def __init__(self, work: Work, facts: Callable[[], Mapping[str, Any]], *, always: bool | None) -> None:
-        self._work, self._make_facts, self._always = work, facts, always
+    def __init__(
+        self, work: Work, facts: Callable[[], Mapping[str, Any]], *, always: bool | None, team: Team | None = None
+    ) -> None:
+        self._team = team or Team()
+        self._work, self._make_facts, self._always = work, facts, always if self._team.leads else False
         self._facts: Mapping[str, Any] | None = None
-        self._on = bool(always)
+        self._on = bool(self._always)
         self._first_step = 0
         self._began_s = time.monotonic()
 
@@ -67,8 +73,9 @@ class Saving:
         if self._always is not False and self._work.has_state():
             self._work.check(self._known_facts())
             state = self._work.load()
+        state = self._team.broadcast(state)
         if state is not None:
-            self._on, self._first_step = True, state.step
+            self._on, self._first_step = self._team.leads, state.step
             logger.info("%s: goes on after step %d", self._work.folder, state.step)
         self._began_s = time.monotonic()
         return state
@@ -128,6 +135,27 @@ def all_facts(
     }
     facts = {**job_facts(config, device), **hashes, "window_batch": config.window_batch, "model": choice.sha256}
     return _plain(facts)
+
+
+def see_same_job(team: Team, facts: Callable[[], Mapping[str, Any]]) -> None:
+    """See that all processes of a team read the same and would do the same.
+
+    Args:
+        team: the processes.
+        facts: gives those of this process's job, see `all_facts`.
+    Raises:
+        UserError: they differ, as where files on two machines do.
+    """
+    if team.size == 1:
+        return
+    first, *others = team.gather(dict(facts()))
+    for rank, other in enumerate(others, 1):
+        names = [name for name, value in first.items() if other.get(name) != value and name != "device"]
+        if names:
+            raise UserError(
+                f"process {rank} has another {names[0]} than process 0: wanted the same command, files, model and "
+                "versions everywhere"
+            )
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -29,8 +29,9 @@ from xdyna.infer.load import (
     load_pipeline,
     split_lora,
 )
+from xdyna.infer.processes import Team
 from xdyna.infer.profile import NoProfile, Profile, profile_folder
-from xdyna.infer.saving import Saving, all_facts, job_facts
+from xdyna.infer.saving import Saving, all_facts, job_facts, see_same_job
 from xdyna.infer.sources import Sources
 from xdyna.infer.threads import Meanwhile, Tell
 from xdyna.infer.time_left import JobWatch, watch_job
@@ -113,10 +114,13 @@ class Session:
     Args:
         overlap: find poses while the model loads and write frames while the next are decoded; off, one thing is done
             after the other.
+        team: processes that all run this job and spread its windows among them; the first one writes. By default this
+            process alone.
     """
 
-    def __init__(self, *, overlap: bool = True) -> None:
+    def __init__(self, *, overlap: bool = True, team: Team | None = None) -> None:
         self._overlap = overlap
+        self._team = team or Team()
         self._found = Found()
         self._loaded: _Loaded | None = None
         self._drawn: _Drawn | None = None
@@ -166,7 +170,8 @@ class Session:
     ) -> Result:
         """Run one job; see `xdyna.infer.animate.animate`."""
         began_s = time.monotonic()
-        profile = self._profile = Profile(profile_folder(job.output)) if job.config.profile else NoProfile()
+        measured = job.config.profile and self._team.leads
+        profile = self._profile = Profile(profile_folder(job.output)) if measured else NoProfile()
         sources = Sources.open(job.reference, job.driving, job.config)
         choice = choose_model(job.config.model)
         config, notes = with_preset(job.config, choice.defaults())
@@ -174,14 +179,18 @@ class Session:
         for note in notes:
             logger.info("%s", note)
         finish = Finisher(config.sampling().size_wh, config.upscale, config.watermark)
-        _check_outputs(job, sources, finish.size_wh)
-        device = choose_device(config.device)
+        team = self._team
+        if team.leads:
+            _check_outputs(job, sources, finish.size_wh)
+        device = team.device(choose_device(config.device))
         _check_compile(config, device)
-        with Work(job.output, restart=restart, ignore=resume is False) as work, self._faults_told(config, device, work):
+        held = Work(job.output, restart=restart, ignore=resume is False, follows=not team.leads)
+        with held as work, self._faults_told(config, device, work):
             profile.on(device)
             work.check(job_facts(config, device))
             loaded, prepared = self._load_and_prepare(sources, choice, config, device, on_progress)
             plan = _plan(config, loaded, device, len(prepared.pose_maps), prepared.face_maps is not None, work)
+            plan = _plan_of_all(plan, team, going_on=work.has_state())
             config = config.model_copy(update={"window_batch": plan.window_batch, "vae_batch": plan.vae_batch})
             logger.info("%s", plan.line())
             _check_compile(config, device, plan)
@@ -189,17 +198,21 @@ class Session:
 
             fitted = Fitted(loaded.pipe, device, plan, fixed=config.deterministic, may_part=_may_part(config))
             decoder = _small_decoder(config, loaded.pipe)
-            saving = Saving(work, lambda: all_facts(config, device, loaded.choice, sources, prepared), always=resume)
-            preview = _preview(job, config, loaded, prepared, decoder)
+            facts = partial(all_facts, config, device, loaded.choice, sources, prepared)
+            see_same_job(team, facts)
+            saving = Saving(work, facts, always=resume, team=team)
+            preview = _preview(job, config, loaded, prepared, decoder) if team.leads else None
             sort = (loaded.key, config.model_dump_json(include=_SORT))
             watch = watch_job(
                 config, len(prepared.pose_maps), face=prepared.face_maps is not None,
                 schedule=loaded.pipe.config.schedule, on_progress=on_progress, known=self._costs.get(sort, {}),
             )  # fmt: skip
-            with between_steps(on_progress, lambda: saving.is_on) as stoppable:
+            with between_steps(on_progress, lambda: saving.is_on and team.size == 1) as stoppable:
                 latents = _denoise(
-                    loaded, config, sources, prepared, saving, fitted, preview, stoppable, watch, profile
+                    loaded, config, sources, prepared, saving, fitted, preview, stoppable, team, watch, profile
                 )
+            if not team.leads:
+                return team.receive()  # once it is written
             clip = Clip(
                 job, config, loaded.choice, sources, prepared, finish, loaded.pipe, latents, decoder, fitted, profile
             )
@@ -210,7 +223,7 @@ class Session:
             if resume is not False:
                 work.discard()
             profile.write(f"{job.output}: {loaded.choice.name} on {device}, {plan.line()}", result.num_frames)
-            return result
+            return team.broadcast(result)
 
     def plan(self, job: AnimateJob) -> str:
         """One line: how a job would be fitted into memory, with what was counted. Nothing is written.
@@ -429,6 +442,13 @@ def _plan(
     )
 
 
+def _plan_of_all(plan: Plan, team: Team, *, going_on: bool) -> Plan:
+    """The plan with the window batch that every process of a job takes: the least, or that of the work that goes on."""
+    wanted = team.gather((plan.window_batch, going_on))
+    batch = wanted[0][0] if wanted[0][1] else min(batch for batch, _ in wanted)
+    return replace(plan, window_batch=batch)
+
+
 def _may_part(config: AnimateConfig) -> bool:
     """Whether the halves of guidance can run apart: what takes from step to step looks into the UNet."""
     from xdyna.infer.engine.predict import ExactPredictor
@@ -446,6 +466,7 @@ def _denoise(
     fitted: Fitted,
     preview: Preview | None,
     on_progress: OnProgress,
+    team: Team,
     watch: JobWatch,
     profile: NoProfile,
 ) -> Tensor:
@@ -456,10 +477,13 @@ def _denoise(
     from xdyna.infer.engine.graphs import graphed
     from xdyna.infer.engine.long import anchored, chosen_noise
     from xdyna.infer.engine.presets import build_predictor
+    from xdyna.infer.engine.spread import Spread
 
     pipe, sampling, window_batch = loaded.pipe, config.sampling(), config.window_batch
     assert window_batch != "auto"
     predictor = build_predictor(config)
+    if team.size > 1:
+        predictor.spread = Spread(team)
     step_predictor: Predictor = predictor
     if config.cuda_graphs:
         step_predictor = graphed(step_predictor)

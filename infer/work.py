@@ -38,29 +38,32 @@ class Work:
         output: what the job writes.
         restart: throw away what is there, whoever left it.
         ignore: neither look at a state nor save one.
+        follows: another process of the same job holds the folder: do nothing with it.
     Attributes:
         folder: its path.
     Raises:
         UserError: another process works on the same output; the folder cannot be made.
     """
 
-    def __init__(self, output: Path, *, restart: bool = False, ignore: bool = False) -> None:
+    def __init__(self, output: Path, *, restart: bool = False, ignore: bool = False, follows: bool = False) -> None:
         self.folder = work_folder(output)
-        self._output, self._restart, self._ignore = output, restart, ignore
+        self._output, self._restart, self._ignore, self._follows = output, restart, ignore or follows, follows
         self._state = self.folder / _STATE
         self._lock: FileIO | None = None
-        self._saves = not ignore
+        self._saves = not self._ignore
 
     def __enter__(self) -> Self:
-        self._lock = _locked(self.folder, self._output)
-        if self._restart:
-            self.discard()
+        if not self._follows:
+            self._lock = _locked(self.folder, self._output)
+            if self._restart:
+                self.discard()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._lock is not None
+        if self._lock is None:
+            return
         with suppress(OSError):
             (self.folder / _PART).unlink(missing_ok=True)
             (self.folder / _LOCK).unlink(missing_ok=True)

@@ -18,12 +18,12 @@ import typer
 from typer.core import TyperGroup
 
 import xdyna
-from xdyna.cli.common import fail, start_talk
+from xdyna.cli.common import fail, follows, start_talk
 from xdyna.errors import UserError
 
 #: Sub-commands in the order of the help: each is a module of this package with `app` (a Typer) or a function of its
 #: own name.
-COMMANDS = ("animate", "preprocess", "convert", "models", "info", "train", "data", "bench", "eval")
+COMMANDS = ("animate", "preprocess", "convert", "models", "info", "train", "data", "bench", "batch", "eval")
 
 EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
@@ -98,8 +98,8 @@ def main(args: list[str] | None = None) -> int:
         message, status = describe(error)
         if status == EXIT_DEFECT and os.environ.get("XDYNA_DEBUG"):
             raise
-        if isinstance(error, typer.TyperException) and os.environ.get("RANK", "0") != "0":
-            return status  # of all processes of a launcher the first one says it
+        if isinstance(error, typer.TyperException) and follows():
+            return status  # the first process of the launch says it
         return _fail(message, status)
     if status == EXIT_INTERRUPTED:
         _fail("interrupted", EXIT_INTERRUPTED)

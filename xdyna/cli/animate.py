@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,9 +18,12 @@ from xdyna.cli.common import (
     SetOption,
     announce,
     emit_json,
-    fail,
+    follows,
     progress,
 )
+from xdyna.cli.failed import failed_status, list_failed
+from xdyna.cli.launched import launched
+from xdyna.cli.settings import Settings
 from xdyna.cli.source_options import (
     DRIVER,
     AlignOption,
@@ -42,13 +43,12 @@ from xdyna.cli.source_options import (
     TracksOption,
     option,
 )
-from xdyna.configs import load_config
 from xdyna.configs.animate import AnimateConfig
 from xdyna.errors import UserError
-from xdyna.files import make_folder
 from xdyna.jobs import Job, load_jobs, outputs_of
 
 if TYPE_CHECKING:
+    from xdyna.infer.processes import Team
     from xdyna.infer.session import Session
 
 MODEL, RESULT = "Model and sampling", "Result"
@@ -200,16 +200,19 @@ def animate(
     What options do not say comes from --set, then --config, then the model's own preset.
     """
     options = {key: context.params[key] for key in AnimateConfig.model_fields if key in context.params}
-    settings = _Settings(config, overrides or [], options)
+    settings = Settings(config, overrides or [], options)
     if plan and (jobs is not None or list_people is not None):
         raise UserError("--plan: is for one job; wanted no --jobs and no --list-people")
+    if (plan or list_people is not None) and follows():
+        return  # the first process does it
     if jobs is not None:
         if ref or pose_video or list_people:
             raise UserError(
                 "--jobs: the manifest names photos and videos, wanted no --ref, --pose-video or --list-people"
             )
         runner = _Runner(settings, as_json=as_json, resume=resume, restart=restart)
-        _animate_all(load_jobs(jobs), runner, output or Path(), retries)
+        with launched(all_talk=True) as team:
+            _animate_all(load_jobs(jobs), runner, output or Path(), retries, team)
     elif retries:
         raise UserError("--retries: goes with --jobs; wanted a manifest")
     elif list_people is not None:
@@ -220,21 +223,8 @@ def animate(
             _print_plan(job, settings, output or Path("out.mp4"), as_json=as_json)
             return
         runner = _Runner(settings, as_json=as_json, resume=resume, restart=restart)
-        _animate_one(job, runner, output or Path("out.mp4"))
-
-
-class _Settings:
-    """Where settings come from, to be resolved for each job."""
-
-    def __init__(self, config: str | None, overrides: list[str], options: Mapping[str, Any]) -> None:
-        self.config = config or "infer/auto"
-        self.overrides = overrides
-        # A repeatable option that was not used is an empty list; it must not hide what a config says.
-        self.options = {key: value for key, value in options.items() if value not in (None, [], ())}
-
-    def resolve(self, job: Job | None = None) -> AnimateConfig:
-        below = [(job.origin, job.settings)] if job and job.settings else []
-        return load_config(AnimateConfig, self.config, self.overrides, below=below, values=self.options)
+        with launched() as team:
+            _animate_one(job, runner, output or Path("out.mp4"), team)
 
 
 def _wanted(path: Path | None, flag: str, meaning: str) -> Path:
@@ -247,25 +237,31 @@ def _wanted(path: Path | None, flag: str, meaning: str) -> Path:
 class _Runner:
     """Runs jobs the way the command line asks for."""
 
-    settings: _Settings
+    settings: Settings
     as_json: bool
     resume: bool | None
     restart: bool
 
-    def run(self, job: Job, output: Path, session: Session) -> dict[str, Any]:
-        """Run one job, or skip it where it is done, and return its report."""
+    def run(self, job: Job, output: Path, session: Session, *, quiet: bool = False) -> dict[str, Any]:
+        """Run one job, or skip it where it is done, and return its report.
+
+        Args:
+            job: what to do.
+            output: what to write.
+            session: that runs it.
+            quiet: show no progress.
+        """
         config = self.settings.resolve(job)
-        from xdyna.infer.animate import AnimateJob, finished
+        from xdyna.infer.animate import AnimateJob
+        from xdyna.infer.attempt import run_job
 
         animate_job = AnimateJob(job.ref, job.pose_video, output, config)
-        if self.resume and (done := finished(animate_job)):
-            announce(f"{output}: finished by an earlier run")
-            return {**done, "skipped": True}
-        with progress(quiet=self.as_json) as on_progress:
-            result = session.run(animate_job, on_progress, resume=self.resume, restart=self.restart)
-        announce(result.summary())
-        _show_profile(config, output, as_json=self.as_json)
-        return result.report()
+        with progress(quiet=quiet or self.as_json) as on_progress:
+            report, line = run_job(animate_job, session, on_progress, resume=self.resume, restart=self.restart)
+        announce(line)
+        if not report.get("skipped"):
+            _show_profile(config, output, as_json=self.as_json or quiet)
+        return report
 
 
 def _show_profile(config: AnimateConfig, output: Path, *, as_json: bool) -> None:
@@ -280,17 +276,17 @@ def _show_profile(config: AnimateConfig, output: Path, *, as_json: bool) -> None
     announce(f"{folder}: table and trace (chrome://tracing or ui.perfetto.dev show it)")
 
 
-def _animate_one(job: Job, runner: _Runner, output: Path) -> None:
+def _animate_one(job: Job, runner: _Runner, output: Path, team: Team) -> None:
     runner.settings.resolve(job)  # what is wrong with them is told before anything heavy is imported
     from xdyna.infer.session import Session
 
-    with Session() as session:
-        report = runner.run(job, output, session)
-    if runner.as_json:
+    with Session(team=team) as session:
+        report = runner.run(job, output, session, quiet=not team.leads)
+    if runner.as_json and team.leads:
         emit_json(report)
 
 
-def _print_plan(job: Job, settings: _Settings, output: Path, *, as_json: bool) -> None:
+def _print_plan(job: Job, settings: Settings, output: Path, *, as_json: bool) -> None:
     config = settings.resolve(job)
     from xdyna.infer.animate import AnimateJob
     from xdyna.infer.session import Session
@@ -302,48 +298,47 @@ def _print_plan(job: Job, settings: _Settings, output: Path, *, as_json: bool) -
         emit_json({"plan": line})
 
 
-def _animate_all(jobs: list[Job], runner: _Runner, folder: Path, retries: int) -> None:
-    """Run all jobs of a manifest on one model; the others go on where one fails, and failed ones may run again."""
+def _animate_all(jobs: list[Job], runner: _Runner, folder: Path, retries: int, team: Team) -> None:
+    """Run all jobs of a manifest on one model; the others go on where one fails, and failed ones may run again.
+
+    Each process of a team takes the next job when it is done with one, on its own device.
+    """
     from xdyna.infer.session import Session
 
     outputs = outputs_of(jobs, folder)
     reports: dict[int, dict[str, Any]] = {}
     failed = list(range(len(jobs)))
-    with Session() as session:
+    with Session(team=team.alone()) as session:
         for attempt in range(1 + retries):
-            if attempt and failed:
+            if attempt and failed and team.leads:
                 announce(f"{len(failed)} failed jobs once more, {attempt} of {retries}")
-            for index in failed:
+            mine = {}
+            for index in team.shared(failed, f"attempt {attempt}"):
                 announce(f"job {index + 1} of {len(jobs)}: {outputs[index]}")
-                reports[index] = _tried(jobs[index], runner, outputs[index], session)
+                mine[index] = _tried(jobs[index], runner, outputs[index], session, quiet=not team.leads)
+            for reported in team.gather(mine):
+                reports.update(reported)
             failed = [index for index in failed if "error" in reports[index]]
-    if runner.as_json:
+    if runner.as_json and team.leads:
         emit_json({"jobs": [reports[index] for index in range(len(jobs))], "failed": len(failed)})
-    for index in failed:
-        fail(f"failed: {jobs[index].origin}: {reports[index]['error']}")
-    if any(reports[index]["defect"] for index in failed):
-        fail(f"{len(failed)} of {len(jobs)} jobs failed, at least one by a defect; XDYNA_DEBUG=1 shows where")
-        raise typer.Exit(1)
+    if failed and team.leads:
+        list_failed({jobs[index].origin: reports[index] for index in failed}, len(jobs))
+    team.broadcast(None)  # all end once it is told
     if failed:
-        raise UserError(f"{len(failed)} of {len(jobs)} jobs failed; --resume runs only what is not finished")
+        raise typer.Exit(failed_status(reports[index] for index in failed))
 
 
-def _tried(job: Job, runner: _Runner, output: Path, session: Session) -> dict[str, Any]:
+def _tried(job: Job, runner: _Runner, output: Path, session: Session, *, quiet: bool = False) -> dict[str, Any]:
     """The report of a job; of one that fails the reason, which is told at once."""
-    try:
-        make_folder(output.parent)
-        return runner.run(job, output, session)
-    except UserError as error:
-        report = {"output": output, "error": str(error), "defect": False}
-    except Exception as error:  # the other jobs may be well
-        if os.environ.get("XDYNA_DEBUG"):
-            raise
-        report = {"output": output, "error": f"unexpected {type(error).__name__}: {error}", "defect": True}
-    announce(f"{output}: failed: {report['error']}")
+    from xdyna.infer.attempt import tried
+
+    report = tried(output, lambda: runner.run(job, output, session, quiet=quiet))
+    if "error" in report:
+        announce(f"{output}: failed: {report['error']}")
     return report
 
 
-def _list_people(pose_video: Path | None, settings: _Settings, picture: Path, *, as_json: bool) -> None:
+def _list_people(pose_video: Path | None, settings: Settings, picture: Path, *, as_json: bool) -> None:
     driving = _wanted(pose_video, "--pose-video", "the video whose people are to be listed")
     config = settings.resolve()
     from xdyna.infer.people import list_people

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,9 +34,10 @@ class Talk(logging.Handler):
         super().__init__()
         self.json_mode = json_mode
         self.notices: list[str] = []
+        self.prefix = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = " ".join(record.getMessage().split())
+        line = self.prefix + " ".join(record.getMessage().split())
         if record.levelno >= logging.WARNING:
             print(f"xdyna: {record.levelname.lower()}: {line}", file=sys.stderr, flush=True)
         if self.json_mode:
@@ -103,6 +105,13 @@ ResumeOption = Annotated[
     bool,
     typer.Option("--resume", help="Skip what an earlier run has finished.", rich_help_panel=SHARED),
 ]
+
+
+def follows() -> bool:
+    """Whether a launcher started this process beside a first one, which does the talking."""
+    from xdyna.infer.processes import launched_processes
+
+    return launched_processes() > 1 and os.environ["RANK"] != "0"
 
 
 def announce(line: str) -> None:
