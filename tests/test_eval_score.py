@@ -121,7 +121,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(clips: Path, monkeypatch: py
         return measuring.measure(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr("xdyna.infer.evaluate.score.measure", until_third)
+        patched.setattr("xdyna.infer.evaluate.crew.measure", until_third)
         with pytest.raises(KeyboardInterrupt):
             run(clips)
     with (clips / "results.jsonl").open("a") as file:

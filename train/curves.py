@@ -222,6 +222,4 @@ STYLE = """
 .dot { fill: currentColor }
 .slice { fill: transparent }
 .slice:hover { fill: var(--soft); opacity: .18 }
-.c1 { color: var(--c1) } .c2 { color: var(--c2) } .c3 { color: var(--c3) } .c4 { color: var(--c4) }
-.c5 { color: var(--c5) } .c6 { color: var(--c6) }
 """

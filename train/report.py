@@ -6,7 +6,6 @@ It is made from what lies in the folder alone (`config.json`, `about.json`, `log
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import sys
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from xdyna.data.source import SKIPPED
 from xdyna.errors import UserError
 from xdyna.files import written_whole
+from xdyna.page import data_uri, html_page, section, table
 from xdyna.train import curves
 from xdyna.train.curves import Chart, Line
 from xdyna.train.sample_files import Sample, read_samples
@@ -33,6 +33,12 @@ ABOUT = "about.json"
 EARLIER = 8  # sheets before the last one
 LARGEST_BYTES = 6_000_000  # of one picture or video inside the page; larger ones are shown smaller, or linked
 SHOWN_SKIPPED = 200
+#: What this page has beyond the common style.
+STYLE = """
+video { width: 46rem }
+.earlier { display: grid; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); gap: .8rem }
+.earlier span { color: var(--soft); font-size: .85em }
+"""
 FIRST_CHARTS = {"loss": "Loss", "grad": "Gradient norm", "lr": "Learning rate"}
 
 
@@ -57,17 +63,16 @@ def write_report(run: Path, state: str = "") -> Path:
     title = f"{settings.get('recipe', 'training')}: {run.resolve().name}"
     body = [
         _head(title, state, last_step, settings, log),
-        _section("Curves", "".join(f"{curves.draw(chart)}\n" for chart in charts(log, samples)), "charts"),
+        section("Curves", "".join(f"{curves.draw(chart)}\n" for chart in charts(log, samples)), "charts"),
         _samples(run, samples),
-        _section("Trained parameters", _parameters(about.get("parts", []))),
-        _section("Checkpoints", _checkpoints(run)),
-        _section("Left out of the data", _skipped(run)),
-        _section("Settings", _settings(settings, about.get("changed", []))),
-        _section("Environment", _table((), ([key, value] for key, value in about.get("environment", {}).items()))),
+        section("Trained parameters", _parameters(about.get("parts", []))),
+        section("Checkpoints", _checkpoints(run)),
+        section("Left out of the data", _skipped(run)),
+        section("Settings", _settings(settings, about.get("changed", []))),
+        section("Environment", table((), ([key, value] for key, value in about.get("environment", {}).items()))),
     ]
-    page = PAGE.replace("@TITLE@", escape(title)).replace("@STYLE@", curves.STYLE).replace("@BODY@", "\n".join(body))
     with written_whole(run / REPORT) as path:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(html_page(title, "\n".join(body), STYLE + curves.STYLE), encoding="utf-8")
     return run / REPORT
 
 
@@ -143,7 +148,7 @@ def _samples(run: Path, samples: Sequence[Sample]) -> str:
     if last.video:
         link = f'<a href="{escape(_relative(run, last.video))}">{escape(_relative(run, last.video))}</a>'
         if last.video.stat().st_size <= LARGEST_BYTES:
-            data = _data_uri(last.video.read_bytes(), "video/mp4")
+            data = data_uri(last.video.read_bytes(), "video/mp4")
             parts.append(f'<video controls loop muted playsinline src="{data}"></video>')
         parts.append(f"<p>{link}</p>")
     if last.sheet:
@@ -152,7 +157,7 @@ def _samples(run: Path, samples: Sequence[Sample]) -> str:
     earlier = [f"<div>{_picture(run, before[k], 480)}<span>step {before[k].step:,}</span></div>" for k in strides]
     if earlier:
         parts.append(f'<h3>Before</h3><div class="earlier">{"".join(earlier)}</div>')
-    return _section("Samples", "".join(parts))
+    return section("Samples", "".join(parts))
 
 
 def _picture(run: Path, sample: Sample, width_px: int) -> str:
@@ -167,7 +172,7 @@ def _picture(run: Path, sample: Sample, width_px: int) -> str:
             return f"<p>{escape(sample.sheet.name)} cannot be read.</p>"
         data, kind = _as_jpeg(picture.astype(np.uint8), width_px or 1600), "image/jpeg"
     name = escape(_relative(run, sample.sheet))
-    return f'<a href="{name}"><img src="{_data_uri(data, kind)}" alt="samples of step {sample.step}"></a>'
+    return f'<a href="{name}"><img src="{data_uri(data, kind)}" alt="samples of step {sample.step}"></a>'
 
 
 def _as_jpeg(picture: NDArray[np.uint8], width_px: int) -> bytes:
@@ -184,7 +189,7 @@ def _parameters(parts: Sequence[Mapping[str, Any]]) -> str:
          f"{part['trained'] / max(part['all'], 1):.1%}"]
         for part in parts
     ]  # fmt: skip
-    return _table(("part", "tensors that train", "parameters that train", "parameters", "share"), rows)
+    return table(("part", "tensors that train", "parameters that train", "parameters", "share"), rows)
 
 
 def _checkpoints(run: Path) -> str:
@@ -197,7 +202,7 @@ def _checkpoints(run: Path) -> str:
         text = "" if loss is None else curves.number(loss) + (" (lowest here)" if loss == min(losses) else "")
         written = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(path.stat().st_mtime))
         rows.append([_relative(run, path), text, f"{size / 1e6:.1f} MB", written])
-    return _table(("folder", "validation loss", "size", "written (UTC)"), rows)
+    return table(("folder", "validation loss", "size", "written (UTC)"), rows)
 
 
 def _skipped(run: Path) -> str:
@@ -218,29 +223,11 @@ def _settings(settings: Mapping[str, Any], changed: Iterable[str]) -> str:
     others = [key for key in values if key not in marked]
     parts = []
     if marked:
-        parts.append("<h3>Not the defaults</h3>" + _table((), ([key, _shown(values[key])] for key in marked)))
+        parts.append("<h3>Not the defaults</h3>" + table((), ([key, _shown(values[key])] for key in marked)))
     if others:
-        table = _table((), ([key, _shown(values[key])] for key in others))
-        parts.append(f"<details><summary>{'The others' if marked else 'All settings'}</summary>{table}</details>")
+        rest = table((), ([key, _shown(values[key])] for key in others))
+        parts.append(f"<details><summary>{'The others' if marked else 'All settings'}</summary>{rest}</details>")
     return "".join(parts)
-
-
-def _section(title: str, content: str, kind: str = "") -> str:
-    wrapped = f'<div class="{kind}">{content}</div>' if kind else content
-    return f"<section><h2>{escape(title)}</h2>{wrapped}</section>" if content else ""
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows of plain text as a table; the first cell of each names it."""
-    lines = []
-    for first, *others in rows:
-        cells = "".join(f"<td>{escape(str(cell))}</td>" for cell in others)
-        lines.append(f'<tr><th scope="row">{escape(str(first))}</th>{cells}</tr>')
-    if not lines:
-        return ""
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
-    top = f"<thead><tr>{head}</tr></thead>" if head else ""
-    return f'<div class="wide"><table>{top}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
 # -- small things ----------------------------------------------------------------------------------------------------
@@ -274,10 +261,6 @@ def _relative(run: Path, path: Path) -> str:
     return path.relative_to(run).as_posix()
 
 
-def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -286,41 +269,6 @@ def _span(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>@TITLE@</title>
-<style>
-:root { color-scheme: light dark; --page: #fff; --text: #1c2024; --soft: #616a73; --rule: #e1e5e9; --card: #f6f8fa;
-  --c1: #1f66c1; --c2: #c2540a; --c3: #0f7d72; --c4: #8a45c9; --c5: #a8215b; --c6: #6b6f00 }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14171a; --text: #e6e9ec; --soft: #9aa4ad; --rule: #2d3339; --card: #1c2125;
-    --c1: #6cabff; --c2: #ff9a57; --c3: #45cdbb; --c4: #c59bff; --c5: #ff87b1; --c6: #cdd13f } }
-body { margin: 0 auto; padding: 1.5rem; max-width: 72rem; background: var(--page); color: var(--text);
-  font: 15px/1.45 system-ui, sans-serif }
-h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem }
-h3 { font-size: .95rem; margin: 1rem 0 .4rem } header p { margin: .2rem 0 1rem; color: var(--soft) }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .6rem }
-.tiles div { background: var(--card); border-radius: .5rem; padding: .6rem .8rem }
-.tiles b { display: block; font-size: 1.2rem; font-variant-numeric: tabular-nums }
-.tiles span { color: var(--soft); font-size: .85em }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1.2rem 2rem }
-img, video { max-width: 100%; height: auto; display: block; margin: .5rem 0; border-radius: .3rem }
-video { width: 46rem }
-.earlier { display: grid; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); gap: .8rem }
-.earlier span { color: var(--soft); font-size: .85em }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9em }
-th, td { text-align: left; padding: .25rem 1.5rem .25rem 0; border-bottom: 1px solid var(--rule); vertical-align: top }
-td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
-th { font-weight: 500 } thead th { color: var(--soft) }
-a { color: var(--c1) } summary { cursor: pointer } ul { padding-left: 1.2rem }
-@STYLE@
-</style></head>
-<body>
-@BODY@
-</body></html>
-"""
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import repeat
@@ -172,10 +173,20 @@ def _values(sample: Sample, plan: Plan) -> tuple[dict[str, float], dict[str, flo
     for metric in plan.clip_metrics:
         network = plan.networks.get(metric.backbone)
         for key, region in keys(metric, sample):
-            values[key] = metric.value(sample, region, network)
-            if metric.better == "truth" and sample.truth is not None:
-                truth[key] = metric.value(sample.of_truth(), region, network)
+            with _told(key, sample):
+                values[key] = metric.value(sample, region, network)
+                if metric.better == "truth" and sample.truth is not None:
+                    truth[key] = metric.value(sample.of_truth(), region, network)
     return values, truth
+
+
+@contextmanager
+def _told(key: str, sample: Sample) -> Iterator[None]:
+    """What a metric cannot take, such as frames that are too small for it, fails the video with its name."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{sample.name}: {key} cannot be measured: {error}") from error
 
 
 def _features(
@@ -194,10 +205,11 @@ def _features(
             }  # fmt: skip
             made, true = (feature_name({**facts, "clip": sha256[kind]}) for kind in ("generated", "truth"))
             masks = None if region == "all" else sample.masks
-            pair = tuple(
-                _fetched(name, frames, masks, metric, region, plan)
-                for name, frames in ((made, sample.made), (true, sample.truth))
-            )
+            with _told(key, sample):
+                pair = [
+                    _fetched(name, frames, masks, metric, region, plan)
+                    for name, frames in ((made, sample.made), (true, sample.truth))
+                ]
             yield key, ((made, true), (pair[0], pair[1]))
 
 

@@ -44,6 +44,9 @@ CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="Folder of features (default: beside the results, NAME.features).")
 ]
 WorkersOption = Annotated[int | None, typer.Option("--workers", help="Videos measured at once (default 1).")]
+ActorsOption = Annotated[
+    int | None, typer.Option("--actors", help="Ray actors that measure, on one machine or many (extra scale).")
+]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads of torch and OpenCV.")]
 AllowOption = Annotated[
     bool, typer.Option("--allow-failed", help="End with status 0 though some pairs could not be measured.")
@@ -74,12 +77,13 @@ def score(
     ),
     cache: CacheOption = None,
     workers: WorkersOption = None,
+    actors: ActorsOption = None,
     threads: ThreadsOption = None,
     allow_failed: AllowOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Score generated videos against true ones: pairs by name, or by the manifest that made them."""
-    options = ("metrics", "backbones", "cache", "workers", "threads", "allow_failed")
+    options = ("metrics", "backbones", "cache", "workers", "actors", "threads", "allow_failed")
     config = load_config(EvaluateConfig, values={key: context.params[key] for key in options})
     if (reference is None) == (manifest is None):
         raise UserError("wanted --reference DIR or --manifest FILE, one of them")
@@ -134,6 +138,7 @@ def model(
     protocol: ProtocolOption = "v1",
     cache: CacheOption = None,
     workers: WorkersOption = None,
+    actors: ActorsOption = None,
     threads: ThreadsOption = None,
     allow_failed: AllowOption = False,
     as_json: JsonOption = False,
@@ -142,7 +147,7 @@ def model(
 
     --set changes settings of the animation, as for `xdyna animate`.
     """
-    options = ("metrics", "backbones", "cache", "workers", "threads", "allow_failed")
+    options = ("metrics", "backbones", "cache", "workers", "actors", "threads", "allow_failed")
     config = load_config(EvaluateConfig, values={key: context.params[key] for key in options})
     given = {key: context.params[key] for key in ("model", "preset", "seed", "device", "dtype")}
     settings = load_config(AnimateConfig, None, overrides or [], values=given)
@@ -227,3 +232,27 @@ def compare(
         announce(f"{out}: written")
     if as_json:
         emit_json(report)
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Files of results.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Page to write.")] = Path("report.html"),
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="METRIC/REGION", help="Tells worst from best clips (default PSNR).")
+    ] = None,
+    strips: Annotated[int, typer.Option("--strips", min=0, help="Worst and best clips shown of every method.")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one page with tables, plots and clips that opens from disk."""
+    from xdyna.infer.evaluate.report.page import ReportJob, write_report
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {out}: wanted a name that ends in .html")
+    with progress(quiet=as_json) as on_progress:
+        notes = write_report(ReportJob(tuple(results), out, by, strips), on_progress)
+    for note in notes:
+        announce(f"not shown: {note}")
+    announce(f"{out}: written, {out.stat().st_size / 1e6:.1f} MB")
+    if as_json:
+        emit_json({"page": out, "not_shown": notes})

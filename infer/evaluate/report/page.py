@@ -41,8 +41,9 @@ body { max-width: 84rem } thead th { cursor: pointer; white-space: nowrap } .sor
 thead th[aria-sort=ascending]::after { content: " ▲" } thead th[aria-sort=descending]::after { content: " ▼" }
 td small { color: var(--soft) } .best { font-weight: 650 }
 .strips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); gap: 1rem 1.5rem }
-.strip video { width: 100%; margin: .2rem 0; border-radius: 0; cursor: pointer } .strip div { display: flex; font-size: .8em;
-  color: var(--soft) } .strip div span { flex: 1; text-align: center } .strip p { margin: 0 }
+.strip video { width: 100%; margin: .2rem 0; border-radius: 0; cursor: pointer }
+.strip div { display: flex; font-size: .8em; color: var(--soft) }
+.strip div span { flex: 1; text-align: center } .strip p { margin: 0 }
 """
 #: Clicking a head sorts by its column: numbers by `data-v`, those without a value last. Clicking a clip halts it.
 SCRIPT = """
