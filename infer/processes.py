@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 START_S = 300
 #: The first process alone writes the result; the others wait for as long as that may take.
 _WORK_S = 24 * 3600
-_GROUP, _FAILED, _STATUS, _HEARD = (f"xdyna/{name}" for name in ("group", "failed", "status", "heard"))
+_FAILED, _STATUS, _HEARD = (f"xdyna/{name}" for name in ("failed", "status", "heard"))
 
 
 class Lost(UserError):
@@ -57,8 +57,7 @@ class Team:
         import torch.distributed as dist
 
         with _together(rank, size):
-            group = dist.PrefixStore(_GROUP, store)
-            dist.init_process_group("gloo", store=group, rank=rank, world_size=size, timeout=timedelta(seconds=_WORK_S))
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=_WORK_S))
 
     @classmethod
     def launched(cls) -> Team:
@@ -70,11 +69,11 @@ class Team:
         size = launched_processes()
         if size == 1:
             return cls()
-        import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
 
         rank = int(os.environ["RANK"])
         with _together(rank, size):
-            store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=START_S)))
+            store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=START_S)))
         return cls(rank, size, int(os.environ.get("LOCAL_RANK", rank)), store)
 
     def __enter__(self) -> Self:

@@ -212,7 +212,8 @@ class Session:
                     loaded, config, sources, prepared, saving, fitted, preview, stoppable, team, watch, profile
                 )
             if not team.leads:
-                return team.receive()  # once it is written
+                written: Result = team.receive()
+                return written
             clip = Clip(
                 job, config, loaded.choice, sources, prepared, finish, loaded.pipe, latents, decoder, fitted, profile
             )

@@ -92,5 +92,5 @@ class Spread:
             mine = own is not None and rank == self._team.rank
             part = own if mine else torch.empty(1 + guided, count, channels, length, height, width)
             assert part is not None
-            for window in self._team.broadcast_tensor(part, rank).split(1, dim=1):
+            for window in torch.split(self._team.broadcast_tensor(part, rank), 1, dim=1):
                 yield window.to(latents.device)
