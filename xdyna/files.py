@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -127,6 +127,23 @@ class PartPath:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
             self.path.unlink(missing_ok=True)
+
+
+def remove_parts(path: Path, process: int) -> None:
+    """Remove what a process that was killed had begun to write for `path`, and nobody else's.
+
+    Args:
+        path: that was to be written.
+        process: its number; it must be gone.
+    """
+    begun = f".{path.stem}.{process}-"
+    with suppress(OSError):
+        for part in list(path.parent.iterdir()):
+            if part.name.startswith(begun) and part.name.endswith(f".part{path.suffix}"):
+                if part.is_dir():
+                    shutil.rmtree(part, ignore_errors=True)
+                else:
+                    part.unlink(missing_ok=True)
 
 
 @contextmanager
