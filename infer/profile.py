@@ -117,10 +117,13 @@ class Profile(NoProfile):
         self._memory = _Memory()
         self._device: torch.device | None = None
         self._operations = _Operations()
-        self._first_step: int | None = None
+        self._start: _Open | None = self._enter("open, import")
 
     def on(self, device: torch.device) -> None:
-        """Say what the networks run on, before they do."""
+        """Say what the networks run on, once files are opened and libraries imported."""
+        if self._start is not None:
+            self._leave(self._start)
+            self._start = None
         self._device = device
         self._memory.device = device if device.type == "cuda" else None
 

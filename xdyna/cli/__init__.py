@@ -156,6 +156,7 @@ def _quiet_libraries() -> Iterator[None]:
         return
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # read when they are imported
         os.environ.setdefault(name, "error")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells stderr of its beginning and end
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -20,11 +20,14 @@ def info(device: DeviceOption = None, dtype: DtypeOption = None, as_json: JsonOp
     about = ", ".join(f"{key} {value}" for key, value in facts["device"].items() if key != "name")
     announce(f"device: {facts['device']['name']} ({about})")
     announce(f"number type: {facts['dtype']}")
-    announce(f"attention: fused, {' or '.join(facts['attention'])}")
+    taken = f"; {facts['attention_taken']} is taken" if facts["attention_taken"] else ""
+    announce(f"attention: fused, {' or '.join(facts['attention'])}{taken}")
     memory = [f"{name.replace('_', ' ')} {gib:g} GiB" for name, gib in facts["memory"].items()]
     announce(f"memory: {', '.join(memory)}")
     installed = {name: number for name, number in facts["versions"].items() if number}
     announce(f"libraries: {', '.join(f'{name} {number}' for name, number in installed.items())}")
+    built = [f"{name} {number}" for name, number in facts["built_with"].items() if number]
+    announce(f"built with: {', '.join(built)}")
     announce(f"not installed: {', '.join(name for name in facts['versions'] if name not in installed)}")
     for model in facts["models"]:
         name, chosen = model["name"], " (what `--model auto` takes)" if model.get("auto") else ""
