@@ -10,8 +10,9 @@ Each is off unless asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -29,10 +30,12 @@ from xdyna.latents import (
     draw_mask,
     draw_noise,
     initial_latents,
+    noise_frames,
     split_generator,
     to_clean,
 )
 from xdyna.pipeline import XDynaPipeline
+from xdyna.stepping import STEP_FRAMES
 from xdyna.unet import XDynaUNet
 
 Noise = Literal["independent", "shared", "mixed", "shuffled"]
@@ -57,7 +60,21 @@ def draw_clip_noise(
     overlap: int = clip_windows.DEFAULT_OVERLAP,
     ratio: float = 1.0,
 ) -> Tensor:
-    """Noise of a clip, every element standard normal. A longer clip begins with the same noise.
+    """The noise of `clip_noise_frames` as one tensor, float32 [1, C, F, h, w] on the CPU."""
+    frames = clip_noise_frames(kind, num_driving_frames, shape_chw, stream, window, overlap, ratio)
+    return torch.stack(list(frames), dim=1)[None]
+
+
+def clip_noise_frames(
+    kind: str,
+    num_driving_frames: int,
+    shape_chw: Sequence[int],
+    stream: torch.Generator,
+    window: int = clip_windows.DEFAULT_SIZE,
+    overlap: int = clip_windows.DEFAULT_OVERLAP,
+    ratio: float = 1.0,
+) -> Iterator[Tensor]:
+    """Noise of a clip, frame by frame, every element standard normal. A longer clip begins with the same noise.
 
     Args:
         kind: `independent`: anew for every frame. `shared`: one for all frames. `mixed`: a shared and an independent
@@ -73,25 +90,23 @@ def draw_clip_noise(
             two frames is ratio^2 / (1 + ratio^2).
 
     Returns:
-        float32 [1, C, F, h, w] on the CPU.
+        F times float32 [C, h, w] on the CPU, drawn as they are asked for.
 
     Raises:
         ValueError: an unknown kind, or numbers that make no sense.
     """
     if kind not in NOISES:
         raise ValueError(f"noise is {kind!r}, wanted one of {', '.join(NOISES)}")
-    if kind == "shared":
-        return draw_noise(1, shape_chw, stream).expand(-1, -1, num_driving_frames, -1, -1)
-    if kind == "mixed":
-        if not 0 <= ratio < float("inf"):
-            raise ValueError(f"ratio is {ratio}, wanted 0 or more")
-        shared = draw_noise(1, shape_chw, stream)
-        own = draw_noise(num_driving_frames, shape_chw, stream)
-        return (ratio * shared + own) / math.sqrt(1 + ratio**2)
+    if kind == "mixed" and not 0 <= ratio < float("inf"):
+        raise ValueError(f"ratio is {ratio}, wanted 0 or more")
     if kind == "shuffled":
-        drawn = draw_noise(min(num_driving_frames, window), shape_chw, stream)
-        return drawn[:, :, shuffled_order(num_driving_frames, window, overlap, stream)]
-    return draw_noise(num_driving_frames, shape_chw, stream)
+        drawn = list(islice(noise_frames(shape_chw, stream), min(num_driving_frames, window)))
+        return (drawn[place] for place in shuffled_order(num_driving_frames, window, overlap, stream))
+    own = islice(noise_frames(shape_chw, stream, shared=kind == "shared"), num_driving_frames)
+    if kind != "mixed":
+        return own
+    shared = torch.randn(*shape_chw, generator=stream)  # drawn before any of `own`
+    return ((ratio * shared + frame) / math.sqrt(1 + ratio**2) for frame in own)
 
 
 def shuffled_order(num_driving_frames: int, window: int, overlap: int, stream: torch.Generator) -> list[int]:
@@ -110,15 +125,15 @@ def shuffled_order(num_driving_frames: int, window: int, overlap: int, stream: t
     return order[:num_driving_frames]
 
 
-def chosen_noise(config: AnimateConfig, pipe: XDynaPipeline, num_driving_frames: int) -> Tensor | None:
-    """The noise that a config (with the model's settings filled in) asks for; None for the model's own."""
+def chosen_noise(config: AnimateConfig, pipe: XDynaPipeline, num_driving_frames: int) -> Iterator[Tensor] | None:
+    """Each frame's noise as a config (with the model's settings filled in) asks for it; None for the model's own."""
     if config.noise is None:
         return None
     sampling = config.sampling()
     width, height = (side // pipe.vae_scale_factor for side in sampling.size_wh)
     stream = pipeline_noise_stream(torch.Generator("cpu").manual_seed(config.seed))
     shape = (pipe.unet.config.in_channels, height, width)
-    return draw_clip_noise(config.noise, num_driving_frames, shape, stream, sampling.window, sampling.overlap)
+    return clip_noise_frames(config.noise, num_driving_frames, shape, stream, sampling.window, sampling.overlap)
 
 
 # --- anchor -----------------------------------------------------------------------------------------------------------
@@ -174,24 +189,36 @@ class AnchoredPredictor:
         if self.strength == 0 or noise == 0:
             return predicted
         kind = self.scheduler.config.prediction_type
-        clean = to_clean(kind, predicted, latents, signal, noise)
-        change = self._change(clean, conditioning.reference_latents.to(clean), signal)
-        # The same latents, explained by other clean ones.
-        return predicted + change * {"sample": 1.0, "epsilon": -signal / noise, "v_prediction": -1 / noise}[kind]
+        reference = conditioning.reference_latents.to(predicted)
 
-    def _change(self, clean: Tensor, reference: Tensor, signal: float) -> Tensor:
-        """What to add to the clean latents [1, C, F, h, w] of one step."""
-        mean, deviation = _channel_statistics(clean, self.span)
+        def clean(frames: slice) -> Tensor:
+            return to_clean(kind, predicted[:, :, frames], latents[:, :, frames], signal, noise)
+
+        runs = [slice(first, first + STEP_FRAMES) for first in range(0, latents.shape[2], STEP_FRAMES)]
+        statistics = [_channel_statistics(clean(frames)) for frames in runs]
+        moves = self._moves(*(torch.cat(parts, dim=2) for parts in zip(*statistics, strict=True)), reference, signal)
+        explained = {"sample": 1.0, "epsilon": -signal / noise, "v_prediction": -1 / noise}[kind]
+        changed = torch.empty_like(predicted)
+        for frames in runs:
+            mean, stretch, shift = (value[:, :, frames] for value in moves)
+            # The same latents, explained by other clean ones.
+            change = (clean(frames) - mean) * (stretch - 1) + shift
+            changed[:, :, frames] = predicted[:, :, frames] + change * explained
+        return changed
+
+    def _moves(self, means: Tensor, variances: Tensor, reference: Tensor, signal: float) -> tuple[Tensor, ...]:
+        """Around what the clean latents of one step are stretched, by how much, and what is added: [1, C, F, 1, 1]."""
+        mean, deviation = _slow(means, variances, self.span)
         strength = self.strength
         if self.anchor == "reference":
-            wanted_mean, wanted_deviation = _channel_statistics(reference, 1)
+            wanted_mean, wanted_deviation = _slow(*_channel_statistics(reference), 1)
             last, _ = signal_and_noise(self.scheduler, self.scheduler.timesteps[-1])
             strength *= min(1.0, (signal / last) ** 2)
         else:
-            start = _channel_statistics(clean[:, :, : self.span], clean.shape[2])
+            start = _slow(means[:, :, : self.span], variances[:, :, : self.span], means.shape[2])
             wanted_mean, wanted_deviation = (value[:, :, :1] for value in start)
         stretch = (wanted_deviation / deviation.clamp_min(1e-6)) ** strength
-        return (clean - mean) * (stretch - 1) + strength * (wanted_mean - mean)
+        return mean, stretch, strength * (wanted_mean - mean)
 
 
 def anchored(predictor: Predictor, scheduler: Any, config: AnimateConfig) -> Predictor:
@@ -217,14 +244,19 @@ def signal_and_noise(scheduler: Any, timestep: Tensor) -> tuple[float, float]:
     return signal**0.5, (1 - signal) ** 0.5
 
 
-def _channel_statistics(clean: Tensor, span: int) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel, averaged over up to `span` frames before and after: [1, C, F, 1, 1] each."""
+def _channel_statistics(clean: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of each frame: [1, C, F] each."""
+    return clean.mean((-2, -1)), clean.var((-2, -1), unbiased=False)
 
-    def slow(values: Tensor) -> Tensor:
+
+def _slow(means: Tensor, variances: Tensor, span: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, averaged over up to `span` frames before and after: [1, C, F, 1, 1] each."""
+
+    def averaged(values: Tensor) -> Tensor:
         reach = min(span, values.shape[-1])
         return F.avg_pool1d(values, 2 * reach + 1, 1, reach, count_include_pad=False)[..., None, None]
 
-    return slow(clean.mean((-2, -1))), slow(clean.var((-2, -1), unbiased=False)).sqrt()
+    return averaged(means), averaged(variances).sqrt()
 
 
 # --- continuation -----------------------------------------------------------------------------------------------------
