@@ -174,8 +174,10 @@ class Batch:
             process = self._fleet.result(worker)
         except WorkerLost as error:
             self._unstarted += 1
-            if self._unstarted >= MOST_UNSTARTED and not self._processes:
-                raise UserError(f"no worker starts, {self._unstarted} were tried: {error}") from None
+            if self._unstarted >= MOST_UNSTARTED:
+                if not self._processes:
+                    raise UserError(f"no worker starts, {self._unstarted} were tried: {error}") from None
+                self._wanted_workers = len(self._processes)  # those that are there do it alone
             return
         self._unstarted = 0
         self._processes[worker], self._given[worker] = process, {}

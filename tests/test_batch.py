@@ -3,6 +3,7 @@
 import csv
 import json
 from collections import Counter, deque
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ class FakeFleet:
 
     Args:
         script: for a job's output name what its attempts come to, in order: `fail`, `lost`, else it is done.
-        dead: number of workers that do not start.
+        dead: which workers do not start, counted from 1.
     """
 
-    def __init__(self, script: dict[str, list[str]] | None = None, dead: int = 0) -> None:
-        self.script, self.dead = script or {}, dead
+    def __init__(self, script: dict[str, list[str]] | None = None, dead: Container[int] = ()) -> None:
+        self.script, self.dead, self.starts = script or {}, dead, 0
         self.queues: dict[int, deque[tuple[int, AnimateJob]]] = {}
         self.ended: deque[int] = deque()
         self.results: dict[int, Any] = {}
@@ -37,9 +38,10 @@ class FakeFleet:
 
     def start(self) -> int:
         self.number += 1
+        self.starts += 1
         self.ended.append(self.number)
-        self.results[self.number] = WorkerLost("no such module") if self.dead else 10_000 + self.number
-        self.dead -= bool(self.dead)
+        is_dead = self.starts in self.dead
+        self.results[self.number] = WorkerLost("no such module") if is_dead else 10_000 + self.number
         return self.number
 
     def submit(self, worker: int, job: AnimateJob) -> int:
@@ -147,10 +149,13 @@ def test_losses_are_no_failures() -> None:
 
 
 def test_workers_that_do_not_start() -> None:
-    outcomes, _ = run(FakeFleet(dead=2), jobs(3))
-    assert {outcome.status for outcome in outcomes.values()} == {"done"}
+    some = FakeFleet(dead=range(2, 99))
+    for fleet, workers in ((FakeFleet(dead=[1, 2]), 2), (some, 3)):
+        outcomes, _ = run(fleet, jobs(30), workers=workers)
+        assert {outcome.status for outcome in outcomes.values()} == {"done"}
+    assert some.starts <= 6, "one is there, and after three that are not nobody asks for more"
     with pytest.raises(UserError, match="no worker starts, 3 were tried: no such module"):
-        Batch(FakeFleet(dead=99), jobs(3), workers=1).run()
+        Batch(FakeFleet(dead=range(99)), jobs(3), workers=1).run()
 
 
 def test_unfinished_files_of_a_lost_worker_are_removed(tmp_path: Path) -> None:
