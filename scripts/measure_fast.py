@@ -1,10 +1,12 @@
 """Measure what the fast presets save, and what they cost in quality against the drawn truth.
 
-    python scripts/measure_fast.py [MODEL] [--clips 6] [--steps 25] [--out fast.json]
+    python scripts/measure_fast.py [MODEL] [--clips 6] [--steps 25] [--timed 96x96] [--json fast.json]
 
-Quality is that of a model of the synthetic world on held-out clips, every preset on every clip, beside `exact` with
-`--steps` steps. Savings are of counted operations on SD1.5-size networks without values, at `--size`, per whole clip
-with its decoding; seconds are of the quality runs, in turn on every clip.
+Quality is that of a model of the synthetic world on held-out clips, every preset on every clip, against the truth and
+against two kinds of `exact`: with `--steps` steps, and with the preset's own steps and scheduler, which tells the price
+of what the preset leaves out of a step from that of fewer steps. Savings are of counted operations on SD1.5-size
+networks without values, at `--size`, per whole clip with its decoding; seconds are of the quality runs, in turn on
+every clip, and with `--timed` of SD1.5-size networks with random weights (8 GB). The bars are judged at the end.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from torch import nn
 
 from xdyna.configs import find_preset, load_config
 from xdyna.configs.animate import AnimateConfig
-from xdyna.configs.fast import with_preset
+from xdyna.configs.fast import FastConfig, with_preset
 from xdyna.configs.train import WorldConfig
 from xdyna.data.synthetic.clips import World
 from xdyna.infer.bench.flops import EqualWhenEmpty, flop_counter
-from xdyna.infer.bench.models import StillScheduler, draw_inputs, empty_model
+from xdyna.infer.bench.machine import describe_machine
+from xdyna.infer.bench.models import StillScheduler, draw_inputs, empty_model, filled
 from xdyna.infer.engine.predict import ExactPredictor
 from xdyna.infer.engine.presets import build_predictor
 from xdyna.infer.load import build_scheduler
@@ -39,6 +43,10 @@ from xdyna.pipeline import XDynaPipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ("exact", "balanced", "fast", "turbo", "turbo + LoRA")
+#: What is `exact` but for a preset's steps and scheduler.
+SAME = " without its switches"
+#: Of each preset: how many times faster at least, and less than how many dB lost.
+BARS = {"balanced": (2.5, 0.3), "fast": (5.0, 1.0)}
 FRAMES = 16
 #: Ingredients alone, laid over `exact`.
 ALONE: dict[str, dict[str, Any]] = {
@@ -58,6 +66,9 @@ def settings(name: str, model: AnimateConfig) -> AnimateConfig:
     """A preset's, or an ingredient's, in force on a model."""
     if name in ALONE:
         return load_config(AnimateConfig, values=ALONE[name]).with_model_defaults(model)
+    if name.endswith(SAME):
+        preset = settings(name.removesuffix(SAME), model)
+        return preset.model_copy(update={"fast": FastConfig(spacing=preset.fast.spacing)})
     lora = ("distilled.safetensors",) if name.endswith("LoRA") else ()
     asked = load_config(AnimateConfig, values={"preset": name.partition(" ")[0], "lora": lora})
     return with_preset(asked, model)[0].with_model_defaults(model)
@@ -101,6 +112,53 @@ def _counted(pipe: XDynaPipeline, inputs: dict[str, Any], config: AnimateConfig)
     return total + (steps - 2) * (marks[1] - marks[0]) if alike else total + marks[-1] * (steps / run - 1)
 
 
+@torch.no_grad()
+def seconds(names: list[str], size_wh: tuple[int, int], frames: int, steps: int) -> dict[str, float]:
+    """Seconds of a clip on SD1.5-size networks of random weights under guidance, decoding included.
+
+    Steps of `exact` are alike: three are run, and those after the first counted for the others.
+    """
+    pipe = _random_model("random-sd15")
+    inputs = draw_inputs(pipe, frames, size_wh)
+    model = load_config(AnimateConfig, "infer/x-dyna", values={"steps": steps})
+    found = {}
+    for name in names:
+        config = settings(name, model)
+        predictor, sampling = build_predictor(config), config.sampling()
+        alike = type(predictor) is ExactPredictor and sampling.steps > 3
+        marks = [time.perf_counter()]
+
+        def after_step(pipe: Any, step: int, timestep: Any, tensors: Any, marks: list[float] = marks) -> dict[str, Any]:
+            marks.append(time.perf_counter())
+            return {}
+
+        latents: Any = pipe(
+            **inputs, num_inference_steps=3 if alike else sampling.steps, guidance_scale=sampling.guidance,
+            schedule="open", generator=torch.Generator().manual_seed(0), predictor=predictor, output_type="latent",
+            callback_on_step_end=after_step,
+        ).frames  # fmt: skip
+        for _ in pipe.decode_frames(latents, 1):
+            pass
+        found[name] = time.perf_counter() - marks[0]
+        if alike:
+            found[name] += (sampling.steps - 3) * (marks[3] - marks[1]) / 2
+        print(f"{name}: {found[name]:.1f} s", flush=True)
+    return found
+
+
+def _random_model(name: str) -> XDynaPipeline:
+    """In memory, of one seed."""
+    pipe = empty_model(name)
+    pipe.scheduler = StillScheduler()
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module) and next(part.parameters()).is_meta:
+            part.to_empty(device="cpu")
+            for buffer in part.buffers():
+                buffer.zero_()
+            filled(part, 0)
+    return pipe
+
+
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
@@ -129,72 +187,131 @@ class Quality:
         return np.asarray((made * 255).round().byte().permute(0, 2, 3, 1)), taken_s
 
 
-def measured(made: Frames, case: Case, exact: Frames) -> dict[str, float]:
-    """Figures of one clip: against the truth, and against `exact`."""
-    truth = case.truth.frames
+def measured(made: Frames, wanted: Frames) -> dict[str, float]:
+    """Figures of one clip against another."""
     return {
-        "psnr": psnr(made, truth),
-        "ssim": ssim(made, truth),
-        "motion": map_correlation(motion_map(made), motion_map(truth)),
-        "energy": motion_energy(made) / motion_energy(truth),
-        "psnr_exact": min(psnr(made, exact), 99.0),
+        "psnr": min(psnr(made, wanted), 99.0),
+        "ssim": ssim(made, wanted),
+        "motion": map_correlation(motion_map(made), motion_map(wanted)),
+        "energy": motion_energy(made) / motion_energy(wanted),
     }
 
 
-def quality(folder: Path, names: list[str], clips: int, steps: int) -> dict[str, dict[str, float]]:
-    """Means over clips, by setting."""
+def quality(folder: Path, names: list[str], clips: int, steps: int) -> dict[str, dict[str, Any]]:
+    """Means over clips, by setting: `truth`, `exact` and `same` (see the top of the file), and `seconds`."""
     model = Quality(folder, steps)
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     given = yaml.safe_load(find_preset("train/tiny-motion").read_text(encoding="utf-8")).get("world", {})
     world = World(**WorldConfig(**{**given, "loop_s": 1.0, "scene_only": 0.0}).model_dump())
     for number, case in enumerate(held_out_cases(world, clips, FRAMES)):
-        exact: Frames | None = None
-        for name in names:
-            made, taken_s = model.animate(case, name)
-            exact = made if exact is None else exact
-            rows[name].append({**measured(made, case, exact), "seconds": taken_s})
+        made = {name: model.animate(case, name) for name in names}
+        for name, (frames, taken_s) in made.items():
+            row: dict[str, Any] = {"seconds": taken_s, "truth": measured(frames, case.truth.frames)}
+            for kind, other in (("exact", "exact"), ("same", name + SAME)):
+                if other in made and name != other:
+                    row[kind] = measured(frames, made[other][0])
+            rows[name].append(row)
         print(f"\r{number + 1}/{clips}", end="", flush=True)
     print()
-    return {name: {key: float(np.mean([row[key] for row in own])) for key in own[0]} for name, own in rows.items()}
+    return {name: _mean(own) for name, own in rows.items()}
 
 
-def table(saved: dict[str, float], cost: dict[str, dict[str, float]], names: list[str]) -> str:
-    """Rows of a Markdown table."""
+def _mean(rows: list[Any]) -> Any:
+    """Of numbers, or of mappings number by number."""
+    if isinstance(rows[0], dict):
+        return {key: _mean([row[key] for row in rows]) for key in rows[0]}
+    return float(np.mean(rows))
+
+
+def tables(report: dict[str, Any]) -> str:
+    """Two Markdown tables: against the truth, and against `exact`'s pictures."""
+    cost, saved, timed = report["quality"], report["operations"], report["seconds"]
+    names = [name for name in dict.fromkeys([*saved, *timed, *cost]) if not name.endswith(SAME)]
+    first = cost.get("exact", {})
+
+    def times(found: dict[str, float], name: str) -> str:
+        return f"{found['exact'] / found[name]:.2f}x" if name in found else ""
+
+    def change(row: dict[str, Any], key: str, places: int) -> str:
+        value, base = row["truth"][key], first["truth"][key]
+        return f"{value:.{places}f}" + (f" ({value - base:+.{places}f})" if row is not first else "")
+
     lines = [
-        "| | operations | seconds, tiny | PSNR to truth | SSIM | motion map | motion energy | PSNR to exact |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | operations | seconds, SD1.5 size | seconds, tiny | PSNR to truth (to exact's) | to its own steps' | SSIM"
+        " | motion map | motion energy |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    base, first = saved.get("exact"), cost.get("exact")
+    seconds_of = {name: row["seconds"] for name, row in cost.items()}
     for name in names:
-        times = f"{base / saved[name]:.2f}x" if base and name in saved else ""
-        row = cost.get(name)
-        if row is None or first is None:
-            lines.append(f"| {name} | {times} | | | | | | |")
+        cells = [name, times(saved, name), times(timed, name), times(seconds_of, name)]
+        if name in cost:
+            row, same = cost[name], cost.get(name + SAME)
+            cells.append(change(row, "psnr", 2))
+            cells.append("" if same is None else f"{row['truth']['psnr'] - same['truth']['psnr']:+.2f}")
+            cells += [change(row, key, places) for key, places in (("ssim", 3), ("motion", 3), ("energy", 2))]
+        lines.append("| " + " | ".join([*cells, *[""] * (9 - len(cells))]) + " |")
+    lines += [
+        "",
+        "| its pictures against | exact's: PSNR | SSIM | motion map | motion energy | its own steps': PSNR | SSIM"
+        " | motion map | motion energy |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        if "exact" not in cost.get(name, {}):
             continue
-        lines.append(
-            f"| {name} | {times} | {first['seconds'] / row['seconds']:.2f}x | {row['psnr']:.2f}"
-            f" ({row['psnr'] - first['psnr']:+.2f}) | {row['ssim']:.3f} | {row['motion']:.3f} | {row['energy']:.2f}"
-            f" | {row['psnr_exact']:.1f} |"
-        )
+        cells = [name]
+        for kind in ("exact", "same"):
+            row = cost[name].get(kind)
+            cells += [""] * 4 if row is None else [
+                f"{row['psnr']:.1f}", f"{row['ssim']:.3f}", f"{row['motion']:.3f}", f"{row['energy']:.2f}"
+            ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def judged(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each bar with what was measured, and whether it is met; those that nothing was measured for are left out."""
+    bars: list[dict[str, Any]] = []
+    cost = report["quality"]
+
+    def add(name: str, what: str, value: float, wanted: str, met: bool) -> None:
+        bars.append({"preset": name, "what": what, "value": round(value, 3), "wanted": wanted, "met": bool(met)})
+
+    for name, (faster, lost) in BARS.items():
+        for what, found in (("operations", report["operations"]), ("seconds, SD1.5 size", report["seconds"])):
+            if name in found:
+                value = found["exact"] / found[name]
+                add(name, what, value, f"at least {faster}x", value >= faster)
+        for what, other in (("dB lost to exact", "exact"), ("dB lost to exact in its own steps", name + SAME)):
+            if name in cost and other in cost:
+                value = cost[other]["truth"]["psnr"] - cost[name]["truth"]["psnr"]
+                add(name, what, value, f"less than {lost}", value < lost)
+    return bars
+
+
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print, judge, write."""
     options = parse()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     names = [*PRESETS, *(ALONE if options.alone else ())]
     # A LoRA for the synthetic world does not exist: with one, `turbo` is counted, not judged.
-    judged = [name for name in names if not name.endswith("LoRA")]
-    cost = quality(options.model, judged, options.clips, options.steps) if options.clips else {}
-    saved = operations(names, options.size, options.frames, options.steps) if options.frames else {}
-    print(table(saved, cost, names))
-    report = {
-        "model": str(options.model), "clips": options.clips, "steps": options.steps,
-        "operations": saved, "quality": cost,
+    shown = [name for name in names if not name.endswith("LoRA")]
+    shown += [name + SAME for name in PRESETS[1:] if name in shown]
+    report: dict[str, Any] = {
+        "model": str(options.model), "clips": options.clips, "steps": options.steps, "size": options.size,
+        "timed": options.timed, "frames": options.frames, "machine": describe_machine("cpu"),
+        "quality": quality(options.model, shown, options.clips, options.steps) if options.clips else {},
+        "operations": operations(names, options.size, options.frames, options.steps) if options.frames else {},
+        "seconds": seconds(list(PRESETS), options.timed, FRAMES, options.steps) if options.timed else {},
     }  # fmt: skip
-    if options.out is not None:
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report["bars"] = judged(report)
+    print(tables(report))
+    print()
+    for bar in report["bars"]:
+        met = "met" if bar["met"] else "NOT MET"
+        print(f"{bar['preset']}: {bar['what']}: {bar['value']:.2f}, wanted {bar['wanted']}: {met}")
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def parse() -> Any:
@@ -206,7 +323,9 @@ def parse() -> Any:
     parser.add_argument("--size", type=pair, default=(512, 896), help="WxH that operations are counted at")
     parser.add_argument("--frames", type=int, default=16, help="frames that operations are counted for; 0 counts none")
     parser.add_argument("--alone", action="store_true", help="every ingredient alone as well")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--timed", type=pair, help="WxH of clips timed on networks of SD1.5's size (8 GB of memory)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--json", type=Path, help="file to write")
     return parser.parse_args()
 
 

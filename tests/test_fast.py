@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,39 @@ def test_the_command_with_a_distilled_lora_and_a_small_decoder(
     assert "decodes 8 channels" in capsys.readouterr().err
     assert main([*base, "--small-decoder", str(tmp_path)]) == 2
     assert "has no config.json" in capsys.readouterr().err
+
+
+# --- the script that prices them --------------------------------------------------------------------------------------
+
+
+def test_the_bars_are_judged() -> None:
+    spec = spec_from_file_location("measure_fast", Path(__file__).resolve().parents[1] / "scripts" / "measure_fast.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def row(psnr: float, seconds: float) -> dict[str, Any]:
+        figures = {"psnr": psnr, "ssim": 0.5, "motion": 0.7, "energy": 1.0}
+        return {"seconds": seconds, "truth": figures, "exact": figures, "same": figures}
+
+    report: dict[str, Any] = {
+        "quality": {
+            "exact": row(20.0, 10), "balanced": row(19.8, 5), "fast": row(18.9, 2), "turbo": row(15.0, 1),
+            "balanced" + script.SAME: row(20.2, 6), "fast" + script.SAME: row(19.0, 6),
+        },
+        "operations": {"exact": 100.0, "balanced": 38.0, "fast": 21.0, "turbo": 10.0, "turbo + LoRA": 5.0},
+        "seconds": {},
+    }  # fmt: skip
+    bars = {(bar["preset"], bar["what"]): bar["met"] for bar in script.judged(report)}
+    assert bars == {
+        ("balanced", "operations"): True, ("balanced", "dB lost to exact"): True,
+        ("balanced", "dB lost to exact in its own steps"): False,
+        ("fast", "operations"): False, ("fast", "dB lost to exact"): False,
+        ("fast", "dB lost to exact in its own steps"): True,
+    }  # fmt: skip
+    told = script.tables(report)
+    assert "| balanced | 2.63x |  | 2.00x | 19.80 (-0.20) | -0.40 | 0.500 (+0.000) |" in told
+    assert "| turbo + LoRA | 20.00x |" in told
+    plain = script.settings("fast" + script.SAME, load_config(AnimateConfig, "infer/x-dyna"))
+    assert (plain.steps, plain.scheduler, plain.fast.reuse_every) == (10, "dpm++", 1)
