@@ -299,3 +299,21 @@ def test_pulled_from_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.M
         assert load_backbone("videomae")(CLIPS).shape == (1, 24)
     with pytest.raises(UserError, match="dti3d is not on the hub; its files come from https"):
         on_hub("dti3d")
+
+
+def test_commands_list_and_pull_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from xdyna.cli.models import app
+
+    monkeypatch.setenv("XDYNA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(backbones, "MANIFEST", Path(backbones.__file__).with_name("backbones.json"))
+    listed = CliRunner().invoke(app, ["list", "--json"])
+    networks = {row["name"]: row for row in json.loads(listed.stdout)["networks"]}
+    assert set(networks) == set(known_backbones())
+    assert networks["joints-synth"]["missing"] is None
+    assert "I3D_16.pth.tar" in networks["dti3d"]["missing"]
+    assert networks["insightface"]["sources"][0]["licence"] == "for non-commercial research only"
+    refused = CliRunner().invoke(app, ["pull", "dti3d"])
+    assert isinstance(refused.exception, UserError)
+    assert "dti3d is not on the hub" in str(refused.exception)

@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="List, fetch 
 
 @app.command("list")
 def list_models(as_json: JsonOption = False) -> None:
-    """Known models, where they come from, and how far they are here."""
+    """Known models and the networks of metrics, where they come from, and how far they are here."""
     from xdyna.models import Lock, converted_folder, known_models, pulled_folder, state
 
     lock = Lock.read()
@@ -37,13 +37,34 @@ def list_models(as_json: JsonOption = False) -> None:
         for source in row["sources"]:
             at = f" at {source['commit'][:12]}" if source["commit"] else ""
             announce(f"  {source['repo']}{at}: {source['licence']}")
+    networks = list_networks()
     if as_json:
-        emit_json({"models": rows})
+        emit_json({"models": rows, "networks": networks})
+
+
+def list_networks() -> list[dict[str, Any]]:
+    """Say which networks of metrics are in the cache, and whose they are."""
+    from xdyna.metrics.backbones import find_backbone, known_backbones
+
+    announce("networks of metrics (`--backbones FOLDER` is searched as well):")
+    rows: list[dict[str, Any]] = []
+    for name, backbone in known_backbones().items():
+        row: dict[str, Any] = {"name": name, "about": backbone.about, "missing": None}
+        try:
+            find_backbone(name)
+        except UserError as error:
+            row["missing"] = str(error)
+        row["sources"] = [{"source": one.source, "licence": one.licence} for one in backbone.variants]
+        rows.append(row)
+        announce(f"  {name}: {backbone.about} [{'not here' if row['missing'] else 'here'}]")
+        for one in row["sources"]:
+            announce(f"    {one['source']}: {one['licence']}")
+    return rows
 
 
 @app.command()
 def pull(
-    name: Annotated[str, typer.Argument(help="A model of `xdyna models list`.")],
+    name: Annotated[str, typer.Argument(help="A model or a metric's network of `xdyna models list`.")],
     everything: Annotated[
         bool, typer.Option("--all", help="Also the files that only a partial checkpoint needs.")
     ] = False,
@@ -61,14 +82,16 @@ def pull(
     from xdyna.configs import load_config
     from xdyna.configs.convert import ConvertConfig
     from xdyna.hub import HuggingFaceHub
+    from xdyna.metrics.backbones import known_backbones, on_hub
     from xdyna.models import find_model
     from xdyna.models import pull as fetch
 
     settings = load_config(ConvertConfig, values={"dtype": dtype})
-    for repo, licence in find_model(name).licences.items():
+    model = on_hub(name) if name in known_backbones() else find_model(name)
+    for repo, licence in model.licences.items():
         announce(f"{repo}: {licence}")
     with progress(quiet=as_json) as on_progress:
-        folder = fetch(name, HuggingFaceHub(), everything=everything, update=update, on_progress=on_progress)
+        folder = fetch(model, HuggingFaceHub(), everything=everything, update=update, on_progress=on_progress)
         announce(f"{name}: complete in {folder}")
         report: dict[str, Any] = {"name": name, "folder": folder}
         if convert and name == "x-dyna":

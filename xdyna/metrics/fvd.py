@@ -42,8 +42,9 @@ def features(
     count = len(frames) // length
     if not count:
         return np.zeros((0, 0), np.float32)
-    windows = as_pictures(shown[: count * length]).unflatten(0, (count, length)).transpose(1, 2)
-    parts = [backbone(part.to(device_of(backbone))) for part in windows.split(batch)]
+    pictures = as_pictures(shown[: count * length])
+    windows = pictures.reshape(count, length, *pictures.shape[1:]).transpose(1, 2)
+    parts = [backbone(part.to(device_of(backbone))) for part in torch.split(windows, batch)]
     return np.asarray(torch.cat(parts).float().cpu().numpy())
 
 

@@ -161,8 +161,11 @@ class SetModule(Metric):
 
 def as_sample(made: Any, truth: Any, known: dict[str, Any]) -> Sample:
     """A sample from tensors or arrays."""
-    values: dict[str, Any] = {"name": "clip", "made": made, "truth": truth, **known}
-    return Sample(**{key: _as_array(value) if isinstance(value, Tensor) else value for key, value in values.items()})
+    given: dict[str, Any] = {"name": "clip", "made": made, "truth": truth, **known}
+    arrays: dict[str, Any] = {
+        key: _as_array(value) if isinstance(value, Tensor) else value for key, value in given.items()
+    }
+    return Sample(**arrays)
 
 
 def _as_array(value: Tensor) -> NDArray[Any]:

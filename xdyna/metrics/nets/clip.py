@@ -67,10 +67,10 @@ def load_clip(config_path: Path, weights_path: Path) -> ClipImages:
             raise KeyError("model_type")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{config_path}: not the settings of a CLIP ({error}); wanted config.json of one") from None
-    tensors = {_name(key): value for key, value in read_tensors(weights_path).items()}
+    tensors = {f"model.{key}": value for key, value in read_tensors(weights_path).items()}
     network = filled(lambda: ClipImages(config), tensors, weights_path)
     # A table, not a weight: it was made where the empty network was.
-    embeddings = network.get_submodule(_EMBEDDINGS)
+    embeddings = network.model.vision_model.embeddings
     embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
     return network
 
@@ -79,9 +79,3 @@ _SETTINGS = (
     "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads", "image_size",
     "patch_size", "hidden_act", "layer_norm_eps",
 )  # fmt: skip
-_EMBEDDINGS = "model.vision_model.embeddings"
-
-
-def _name(key: str) -> str:
-    """A name in a published file -> in the module."""
-    return f"model.{key}"

@@ -53,7 +53,7 @@ class InceptionV3(nn.Module):
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, stride=2))))
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
-        return x.mean((2, 3))
+        return torch.mean(x, (2, 3))
 
 
 class Conv(nn.Module):
@@ -121,16 +121,22 @@ class Sevens(nn.Module):
     def __init__(self, inner: int, narrow: int) -> None:
         super().__init__()
         inside, inner, out = 768 // narrow, inner // narrow, 192 // narrow
-        flat, tall = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
+
+        def flat(out: int) -> Conv:
+            return Conv(inner, out, (1, 7), padding=(0, 3))
+
+        def tall(out: int) -> Conv:
+            return Conv(inner, out, (7, 1), padding=(3, 0))
+
         self.branch1x1 = Conv(inside, out, 1)
         self.branch7x7_1 = Conv(inside, inner, 1)
-        self.branch7x7_2 = Conv(inner, inner, **flat)
-        self.branch7x7_3 = Conv(inner, out, **tall)
+        self.branch7x7_2 = flat(inner)
+        self.branch7x7_3 = tall(out)
         self.branch7x7dbl_1 = Conv(inside, inner, 1)
-        self.branch7x7dbl_2 = Conv(inner, inner, **tall)
-        self.branch7x7dbl_3 = Conv(inner, inner, **flat)
-        self.branch7x7dbl_4 = Conv(inner, inner, **tall)
-        self.branch7x7dbl_5 = Conv(inner, out, **flat)
+        self.branch7x7dbl_2 = tall(inner)
+        self.branch7x7dbl_3 = flat(inner)
+        self.branch7x7dbl_4 = tall(inner)
+        self.branch7x7dbl_5 = flat(out)
         self.branch_pool = Conv(inside, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -74,7 +74,9 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut_layer(x) + self.res_layer(x)
+        beside: Tensor = self.shortcut_layer(x)
+        new: Tensor = self.res_layer(x)
+        return beside + new
 
 
 def load_adaface(path: Path, *, bgr: bool = True) -> IResNet:
@@ -89,7 +91,7 @@ def load_adaface(path: Path, *, bgr: bool = True) -> IResNet:
     """
     tensors = below(read_tensors(path), "input_layer.0.weight", path)
     width = channels(tensors, "input_layer.0.weight", path)
-    outputs = []
+    outputs: list[int] = []
     while (key := f"body.{len(outputs)}.res_layer.1.weight") in tensors:
         outputs.append(tensors[key].shape[0])
     depths = tuple(outputs.count(width << stage) for stage in range(4))

@@ -68,8 +68,8 @@ class Lpips(nn.Module):
         super().__init__()
         self.trunk = trunk
         convs = {
-            str(number): nn.Conv2d(max(inside // narrow, 1) if number else 3, outside // narrow, *rest)
-            for number, (inside, outside, *rest) in trunk.convs.items()
+            str(number): nn.Conv2d(inside // narrow if number else 3, outside // narrow, kernel, stride, padding)
+            for number, (inside, outside, kernel, stride, padding) in trunk.convs.items()
         }
         self.features = nn.ModuleDict(convs)
         for index, number in enumerate(trunk.taken):
