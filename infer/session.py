@@ -421,12 +421,17 @@ def _plan(
     from xdyna.infer.engine.memory import Shapes
     from xdyna.infer.engine.plan import GIB, Plan, make_plan, work_of
     from xdyna.infer.engine.predict import DEFAULT_FEATURES_BYTES
+    from xdyna.infer.engine.small_frames import cpu_batches
 
     # The batch of work that goes on is the one it began with: another would change its bytes.
     begun = work.saved_fact("window_batch") if work is not None and config.window_batch == "auto" else None
     auto = 1 if config.deterministic else None  # then the networks see batches of one anyway
     windows = begun or (auto if config.window_batch == "auto" else config.window_batch)
     frames = auto if config.vae_batch == "auto" else config.vae_batch
+    if device.type == "cpu" and config.vram == "auto":
+        sampling = config.sampling()
+        paying = cpu_batches(loaded.pipe, sampling.size_wh, sampling.window, guided=sampling.guidance > 1)
+        windows, frames = windows or paying.windows, frames or paying.frames
     if device.type != "cuda" and config.vram == "auto" and not count:
         return Plan(device.type, str(loaded.pipe.unet.dtype).removeprefix("torch."), windows or 1, frames or 1)
     if loaded.shapes is None:

@@ -135,7 +135,7 @@ def make_plan(
         may_part: the halves of guidance may run apart.
     """
     budget = free_bytes(device) if budget is None else budget
-    # Larger batches gain nothing on a CPU.
+    # On a CPU larger batches pay with small frames alone (`xdyna.infer.engine.small_frames`), which need no plan.
     most = (MOST_WINDOWS, MOST_FRAMES) if device.type == "cuda" and budget is not None else (1, 1)
     plan = Plan(device.type, shapes.dtype, window_batch or most[0], vae_batch or most[1], budget=budget)
     counter = _Counter(shapes, work, features_bytes)
@@ -234,6 +234,12 @@ def plan_batches(config: AnimateConfig, pipe: XDynaPipeline, num_frames: int = 1
     """
     windows = None if config.window_batch == "auto" else config.window_batch
     frames = None if config.vae_batch == "auto" else config.vae_batch
+    if pipe.unet.device.type == "cpu":
+        from xdyna.infer.engine.small_frames import cpu_batches
+
+        sampling = config.sampling()
+        paying = cpu_batches(pipe, sampling.size_wh, sampling.window, guided=sampling.guidance > 1)
+        return Batches(windows or paying.windows, frames or paying.frames)
     if pipe.unet.device.type != "cuda" or (windows and frames):
         return Batches(windows or 1, frames or 1)
     work = work_of(config, num_frames, face=pipe.face_controlnet is not None, schedule=pipe.config.schedule)
