@@ -16,6 +16,7 @@ from xdyna.configs.evaluate import EvaluateConfig
 from xdyna.errors import UserError
 from xdyna.infer.evaluate.pairs import pairs_by_name
 from xdyna.infer.evaluate.protocol import load_protocol
+from xdyna.infer.evaluate.publish import write_markdown, write_records
 from xdyna.infer.evaluate.report.methods import gather
 from xdyna.infer.evaluate.report.page import ReportJob, write_report
 from xdyna.infer.evaluate.report.plots import by_scene, distributions, over_time
@@ -113,13 +114,43 @@ def test_other_protocols_test_sets_and_double_names_are_refused(results: Path, t
 def test_mistakes_are_one_line(results: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for options, message in (
         (["--by", "psnrr"], "no clip has that figure"),
-        (["--out", str(tmp_path / "page.txt")], "ends in .html"),
+        (["--out", str(tmp_path / "page.txt")], "ends in .html or .md"),
     ):
         assert main(["eval", "report", str(results), "--out", str(tmp_path / "x.html"), *options]) == 2
         error = capfd.readouterr().err
         assert message in error
         assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_of_records_holds_the_results_numbers(results: Path, tmp_path: Path) -> None:
+    assert main(["eval", "report", str(results), "--out", str(tmp_path / "records")]) == 0
+    files = [tmp_path / "records" / f"{name}.json" for name in ("worse", "better")]
+    assert main(["eval", "report", *map(str, files), "--out", str(tmp_path / "results.md")]) == 0
+    page = (tmp_path / "results.md").read_text()
+    values = {line.clip: line.values["psnr/all"] for line in Results.read(results).clips if line.method == "better"}
+    row = next(line for line in page.splitlines() if line.startswith("| `psnr/all`, dB ↑ |"))
+    assert f"| {sum(values.values()) / 4:.3g} [" in row
+    differences = page[page.index("## Differences to worse") :]
+    row = next(line for line in differences.splitlines() if line.startswith("| `psnr/all`, dB ↑ |"))
+    assert row.split("|")[2].strip().startswith("**+")
+    assert "grid-frechet/all" in page
+
+
+def test_records_of_other_protocols_do_not_go_on_one_page(results: Path, tmp_path: Path) -> None:
+    write_records([results], tmp_path)
+    record = json.loads((tmp_path / "better.json").read_text())
+    (tmp_path / "better.json").write_text(json.dumps({**record, "protocol_hash": "0" * 64}))
+    with pytest.raises(UserError, match="of another protocol"):
+        write_markdown([tmp_path / "worse.json", tmp_path / "better.json"], tmp_path / "page.md", "")
+    (tmp_path / "empty.json").write_text("{}")
+    with pytest.raises(UserError, match="is no record"):
+        write_markdown([tmp_path / "empty.json"], tmp_path / "page.md", "")
+    lines = results.read_text().splitlines()
+    (tmp_path / "cut.jsonl").write_text("\n".join(line for line in lines if not line.startswith('{"set"')) + "\n")
+    with pytest.raises(UserError, match="has not ended"):
+        write_records([tmp_path / "cut.jsonl"], tmp_path)
+    assert not (tmp_path / "page.md").exists()
 
 
 def test_plots_place_values_where_they_belong() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,11 +21,10 @@ from xdyna.configs.evaluate import EvaluateConfig
 from xdyna.configs.recipes import RECIPES
 from xdyna.configs.train import TrainConfig
 from xdyna.errors import UserError
-from xdyna.files import make_folder, written_whole
 from xdyna.infer.bench.machine import describe_machine
 from xdyna.infer.evaluate.model import ModelJob, evaluate_model
 from xdyna.infer.evaluate.protocol import load_protocol
-from xdyna.infer.evaluate.results import Results
+from xdyna.infer.evaluate.records import read_record, record_of, write_record
 from xdyna.infer.load import choose_model
 
 OnProgress = Callable[[str, int, int], None]
@@ -130,11 +128,8 @@ def check_record(path: Path, terms: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or is of a run under other terms.
     """
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        before: dict[str, Any] = record["terms"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is no record of a run ({type(error).__name__}); remove it to run again") from None
+    record = read_record(path, ("terms", "training", "clips", "sets", "metrics"))
+    before: dict[str, Any] = record["terms"]
     other = sorted(key for key in {*terms, *before} if terms.get(key) != before.get(key))
     if other:
         raise UserError(f"{path}: was run under another plan (other {', '.join(other)}); remove it to run again")
@@ -172,18 +167,17 @@ def score_trial(
     plan, method = shop.plan, shop.plan.method(trial.method)
     settings = AnimateConfig.model_validate({**method.animate, "model": str(model)})
     out = shop.videos(trial).parent
+    measured = EvaluateConfig(metrics=tuple(dict.fromkeys(figure.key.rpartition("/")[0] for figure in plan.figures)))
     job = ModelJob(
-        settings, plan.dataset, out, load_protocol(plan.protocol), EvaluateConfig(), trial.name, plan.clips,
-        shop.data, f"xdyna bench ablation: {trial.name}",
+        settings, plan.dataset, out, load_protocol(plan.protocol), measured, trial.name, plan.clips, shop.data,
+        f"xdyna bench ablation: {trial.name}",
     )  # fmt: skip
     scored = evaluate_model(job, on_progress or (lambda stage, done, total: None))
     if scored.problems:
         raise UserError(f"{trial.name}: not every clip could be measured: {scored.problems[0]}")
-    record = {"terms": terms, "training": _training(model.parent), **_figures(scored.results)}
-    make_folder(shop.records)
     path = shop.record_path(trial)
-    with written_whole(path) as part:
-        part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    figures = record_of(scored.results, trial.name)
+    write_record(path, {"terms": terms, "training": _training(model.parent), **figures})
     return path
 
 
@@ -205,24 +199,3 @@ def _busy_seconds(times: list[float]) -> float:
     gaps = [later - earlier for earlier, later in pairwise(times)]
     usual = sorted(gaps)[len(gaps) // 2] if gaps else 0.0
     return sum(gap for gap in gaps if gap < 20 * usual)
-
-
-def _figures(results: Results) -> dict[str, Any]:
-    """The values of every clip and of all together, NaN as null."""
-    clips = {
-        line.clip: {"scene": line.scene, "values": _plain(line.values), "truth": _plain(line.truth)}
-        for line in results.clips
-    }
-    header = results.header
-    return {
-        "clips": clips,
-        "sets": {key: value for line in results.sets for key, value in _plain(line.values).items()},
-        "metrics": header["metrics"],
-        "missing": header["missing"],
-        "dataset": header["dataset"],
-        "protocol": header["protocol"],
-    }
-
-
-def _plain(values: Any) -> dict[str, float | None]:
-    return {key: None if math.isnan(value) else round(value, 6) for key, value in values.items()}

@@ -236,23 +236,40 @@ def compare(
 
 @app.command()
 def report(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Files of results.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Page to write.")] = Path("report.html"),
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="Files of results; for .md, records.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="PAGE.html, FOLDER of records to keep, or PAGE.md made from records.")
+    ] = Path("report.html"),
     by: Annotated[
         str | None, typer.Option("--by", metavar="METRIC/REGION", help="Tells worst from best clips (default PSNR).")
     ] = None,
     strips: Annotated[int, typer.Option("--strips", min=0, help="Worst and best clips shown of every method.")] = 3,
     as_json: JsonOption = False,
 ) -> None:
-    """Write one page with tables, plots and clips that opens from disk."""
-    from xdyna.infer.evaluate.report.page import ReportJob, write_report
+    """Write one page with tables, plots and clips that opens from disk; or records, and Markdown from them."""
+    suffix, notes = out.suffix.lower(), list[str]()
+    if suffix in (".html", ".htm"):
+        from xdyna.infer.evaluate.report.page import ReportJob, write_report
 
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out {out}: wanted a name that ends in .html")
-    with progress(quiet=as_json) as on_progress:
-        notes = write_report(ReportJob(tuple(results), out, by, strips), on_progress)
+        with progress(quiet=as_json) as on_progress:
+            notes = write_report(ReportJob(tuple(results), out, by, strips), on_progress)
+        written = [out]
+    elif suffix == ".md":
+        from xdyna.infer.evaluate.publish import write_markdown
+
+        write_markdown(results, out, shlex.join(["xdyna", *sys.argv[1:]]))
+        written = [out]
+    elif not suffix:
+        from xdyna.infer.evaluate.publish import write_records
+
+        written = write_records(results, out)
+    else:
+        raise UserError(f"--out {out}: wanted a name that ends in .html or .md, or a folder for records")
     for note in notes:
         announce(f"not shown: {note}")
-    announce(f"{out}: written, {out.stat().st_size / 1e6:.1f} MB")
+    for path in written:
+        announce(f"{path}: written, {path.stat().st_size / 1e6:.1f} MB")
     if as_json:
-        emit_json({"page": out, "not_shown": notes})
+        emit_json({"written": written, "not_shown": notes})
