@@ -1,7 +1,9 @@
 """The metrics through networks, as functions and as torchmetrics modules, against other implementations."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from xdyna.errors import UserError
 from xdyna.metrics.backbones import load_backbone
 from xdyna.metrics.clip_i import clip_i
 from xdyna.metrics.fid import features as picture_features
+from xdyna.metrics.frames import rows_of
 from xdyna.metrics.frechet import Moments, frechet_distance
 from xdyna.metrics.fvd import features as clip_features
 from xdyna.metrics.lpips import lpips
@@ -116,6 +119,18 @@ class _Layers(nn.Module):
             x = part(x)
             found.append(x)
         return found
+
+
+def test_batches_make_no_difference(networks: Path, alex: Lpips, monkeypatch: pytest.MonkeyPatch) -> None:
+    inception = load_backbone("inception", networks)
+    sample = samples(1)[0]
+    assert sample.truth is not None
+    rows = rows_of(sample.made[:5], inception)
+    assert np.allclose(rows, rows_of(sample.made[:5], inception, batch=2), rtol=1e-5, atol=1e-6)
+    masks = sample.where("fg")
+    value = lpips(sample.made, sample.truth, alex, masks)
+    monkeypatch.setattr("xdyna.metrics.lpips.MOST_PX", 1)  # one frame per call
+    assert lpips(sample.made, sample.truth, alex, masks) == pytest.approx(value, rel=1e-5)
 
 
 def test_lpips_under_masks(alex: Lpips) -> None:
@@ -277,6 +292,13 @@ def _double(sample: Sample) -> dict[str, object]:
     """A clip of 24 frames, long enough for a metric of 16."""
     known = known_of(sample)
     return {**known, **{key: torch.cat([known[key]] * 2) for key in ("made", "truth", "masks")}}  # type: ignore[misc]
+
+
+def test_without_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.delitem(sys.modules, "xdyna.metrics.modules")
+    with pytest.raises(UserError, match=r"need torchmetrics: pip install 'xdyna\[eval\]'"):
+        import_module("xdyna.metrics.modules")
 
 
 def test_what_cannot_be_measured_is_said(networks: Path) -> None:

@@ -42,9 +42,13 @@ def features(
     count = len(frames) // length
     if not count:
         return np.zeros((0, 0), np.float32)
-    pictures = as_pictures(shown[: count * length])
-    windows = pictures.reshape(count, length, *pictures.shape[1:]).transpose(1, 2)
-    parts = [backbone(part.to(device_of(backbone))) for part in torch.split(windows, batch)]
+    windows = shown[: count * length].reshape(count, length, *shown.shape[1:])
+    device, parts = device_of(backbone), []
+    for start in range(0, count, batch):  # as floats only so many at once: they take four times the memory
+        part = windows[start : start + batch]
+        pictures = as_pictures(part.reshape(-1, *shown.shape[1:]))
+        clips = pictures.reshape(*part.shape[:2], *pictures.shape[1:]).transpose(1, 2)
+        parts.append(backbone(clips.to(device)))
     return np.asarray(torch.cat(parts).float().cpu().numpy())
 
 

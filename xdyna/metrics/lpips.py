@@ -15,6 +15,8 @@ from xdyna.metrics.specs import ALL_REGIONS, ClipMetric, Region, Sample
 
 #: The smallest sides of which AlexNet's last layer still has a pixel.
 LEAST_SIDE_PX = 32
+#: Pixels per call: VGG's first layers keep 256 bytes of each.
+MOST_PX = 1 << 20
 
 
 @torch.no_grad()
@@ -41,8 +43,9 @@ def lpips(frames: Frames, truth: Frames, network: Lpips, masks: NDArray[Any] | N
     if not len(shown):
         return float("nan")
     device, total = device_of(network), 0.0
-    for start in range(0, len(shown), BATCH):
-        part = shown[start : start + BATCH]
+    batch = max(1, min(BATCH, MOST_PX // (frames.shape[1] * frames.shape[2])))
+    for start in range(0, len(shown), batch):
+        part = shown[start : start + batch]
         counts = None if where is None else torch.from_numpy(where[part][:, None].astype(np.float32)).to(device)
         distances = network(as_pictures(frames[part]).to(device), as_pictures(truth[part]).to(device), counts)
         total += float(distances.double().sum())
