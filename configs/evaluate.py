@@ -43,11 +43,14 @@ class EvaluateConfig(Config):
     backbones: Path | None = None  # folder with networks' weights
     cache: Path | None = None  # folder of features; None: beside the results
     workers: Annotated[int, Field(ge=1, le=256)] = 1  # videos measured at once
+    actors: Annotated[int, Field(ge=1, le=10_000)] | None = None  # Ray actors in the workers' place
     threads: Annotated[int, Field(ge=1, le=256)] | None = None  # of torch and OpenCV; None: as they are
     allow_failed: bool = False  # pairs that cannot be measured are listed, and that is all
 
     @model_validator(mode="after")
-    def _check_metrics(self) -> EvaluateConfig:
+    def _check_together(self) -> EvaluateConfig:
+        if self.actors is not None and self.workers > 1:
+            raise ValueError("wanted --workers (threads here) or --actors (Ray), one of them")
         if self.metrics is not None and not self.metrics:
             raise ValueError("wanted at least one metric")
         return self

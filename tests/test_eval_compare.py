@@ -15,7 +15,15 @@ from test_eval_score import run
 from xdyna.cli import main
 from xdyna.errors import UserError
 from xdyna.infer.evaluate.compare import compare
-from xdyna.infer.evaluate.resample import centred, frechet_of_rows, holm, interval, mean_draws, normal_chance, two_sided
+from xdyna.infer.evaluate.resample import (
+    centred,
+    frechet_of_rows,
+    holm,
+    interval,
+    mean_draws,
+    normal_chance,
+    sign_flip_chance,
+)
 from xdyna.infer.evaluate.results import Results
 from xdyna.infer.evaluate.score import Scored
 from xdyna.metrics.frechet import Moments, frechet_distance
@@ -25,8 +33,8 @@ from xdyna.metrics.frechet import Moments, frechet_distance
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
     """Method `made` is good, `worse` is clearly worse on every clip."""
     root = tmp_path_factory.mktemp("two")
-    put_set(root, "abcdefgh", strength=4)
-    put_set(root, "abcdefgh", strength=20, seed=50, method="worse")
+    put_set(root, "abcdefghij", strength=4)
+    put_set(root, "abcdefghij", strength=20, seed=50, method="worse")
     with pytest.MonkeyPatch.context() as patched:
         add_grid_metric(patched)
         return run(root, methods=("made", "worse"))
@@ -65,7 +73,7 @@ def test_a_clear_difference_is_significant_and_nothing_is_not(two: Path) -> None
     assert frechet.difference < 0
     assert frechet.p is not None
     assert frechet.p < 0.3
-    assert psnr.videos == 8
+    assert psnr.videos == 10
     same = compare(f"{two}:made", f"{two}:made", draws=200, set_draws=20)
     assert all(row.difference == 0 and row.winner == "" and row.p == 1 for row in same.rows)
     assert compare(f"{two}:made", f"{two}:worse", draws=2000, set_draws=60).rows == found.rows
@@ -177,11 +185,19 @@ def test_intervals_of_the_mean_hold_the_truth_as_often_as_they_say() -> None:
     assert 0.82 <= held / 200 <= 0.96
 
 
-def test_chances_without_a_difference_are_even() -> None:
+@pytest.mark.parametrize("videos", [7, 30])
+def test_chances_without_a_difference_are_even(videos: int) -> None:
     rng = np.random.default_rng(0)
-    chances = [two_sided(mean_draws(rng.normal(0, 1, 30), 200, rng)) or 0 for _ in range(200)]
-    assert 0.01 <= np.mean(np.asarray(chances) < 0.05) <= 0.11
-    assert two_sided(np.ones(99)) == pytest.approx(0.02)
+    chances = [sign_flip_chance(rng.normal(0, 1, videos), 400, rng) for _ in range(300)]
+    assert 0.02 <= np.mean(np.asarray(chances) <= 0.05) <= 0.08
+    assert 0.45 <= np.mean(chances) <= 0.57
+
+
+def test_few_videos_are_never_significant() -> None:
+    rng = np.random.default_rng(0)
+    assert sign_flip_chance(np.asarray([1.0, 1.1, 0.9, 1.2]), 10_000, rng) == 2 / 16
+    assert sign_flip_chance(np.zeros(5), 10_000, rng) == 1
+    assert sign_flip_chance(rng.normal(3, 1, 40), 999, rng) == 1 / 1000
 
 
 def test_a_normal_chance_is_that_of_the_tables() -> None:

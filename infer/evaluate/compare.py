@@ -23,7 +23,7 @@ from xdyna.infer.evaluate.resample import (
     interval,
     mean_draws,
     normal_chance,
-    two_sided,
+    sign_flip_chance,
 )
 from xdyna.infer.evaluate.results import ClipLine, Results
 
@@ -212,16 +212,17 @@ def _other_network(key: str, a: Results, b: Results) -> bool:
 
 
 def _missing_notes(a: Results, b: Results) -> list[str]:
+    lacking: dict[tuple[str, str], list[str]] = {}
     notes = []
     for name in dict.fromkeys([*a.header["metrics"], *b.header["metrics"]]):
         here = [results for results in (a, b) if name in results.header["metrics"]]
         if len(here) == 1:
-            lacking = b if here[0] is a else a
-            why = lacking.header["missing"].get(name, "not asked for")
-            notes.append(f"{name}: not in {lacking.path} ({why})")
+            other = b if here[0] is a else a
+            why = other.header["missing"].get(name, "not asked for")
+            lacking.setdefault((str(other.path), why), []).append(name)
         elif _other_network(f"{name}/all", a, b):
             notes.append(f"{name}: left out, its network's weights differ between the two")
-    return notes
+    return [f"not in {path} ({why}): {', '.join(names)}" for (path, why), names in lacking.items()] + notes
 
 
 def _clip_row(
@@ -246,8 +247,9 @@ def _clip_row(
     if len(per_video) < 2:
         return _bare(key, facts, a, b, len(per_video), "one video alone gives no interval")
     differences = per_video[:, 0] - per_video[:, 1]
-    sample = mean_draws(differences, draws, np.random.default_rng([seed, len(differences)]))
-    return _row(key, facts, a, b, sample, len(per_video), level, two_sided(sample))
+    rng = np.random.default_rng([seed, len(differences)])
+    sample = mean_draws(differences, draws, rng)
+    return _row(key, facts, a, b, sample, len(per_video), level, sign_flip_chance(differences, draws, rng))
 
 
 def _pair_values(key: str, better: str, mine: ClipLine, theirs: ClipLine) -> tuple[float, float] | None:

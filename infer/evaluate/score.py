@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,15 @@ import numpy as np
 
 from xdyna.configs.evaluate import EvaluateConfig
 from xdyna.errors import UserError
-from xdyna.infer.evaluate.features import FeatureCache
+from xdyna.infer.evaluate.crew import Crew, Order, ray_actors, threads
 from xdyna.infer.evaluate.frames import Image
-from xdyna.infer.evaluate.measure import Measured, Networks, Plan, measure
+from xdyna.infer.evaluate.measure import Plan
 from xdyna.infer.evaluate.pairs import Pair
 from xdyna.infer.evaluate.protocol import Protocol
 from xdyna.infer.evaluate.results import FailedLine, Results, ResultsWriter
 from xdyna.infer.evaluate.sets import SetState
 from xdyna.metrics.registry import available
-from xdyna.metrics.specs import ClipMetric, Metric, Sample, SetMetric
+from xdyna.metrics.specs import Metric, Sample, SetMetric
 from xdyna.preprocess.tracks import Tracks
 from xdyna.provenance import read_provenance
 
@@ -80,20 +78,20 @@ def score(job: ScoreJob, on_progress: OnProgress = lambda stage, done, total: No
         UserError: no metric can be had, nothing could be measured, or the results cannot be written.
     """
     metrics, missing = metrics_for(job)
-    networks = Networks(job.config.backbones)
-    plan = Plan(
-        job.protocol,
-        [metric for metric in metrics if isinstance(metric, ClipMetric)],
-        [metric for metric in metrics if isinstance(metric, SetMetric)],
-        networks,
-        FeatureCache(job.config.cache or job.out.with_name(f"{job.out.stem}.features")),
-    )
+    cache = job.config.cache or job.out.with_name(f"{job.out.stem}.features")
+    names = tuple(metric.name for metric in metrics)
+    order = Order(job.protocol.config, job.protocol.versions, names, job.config.backbones, cache)
+    plan = order.plan()
     problems: list[str] = []
-    with ResultsWriter(job.out, _header(job, metrics, missing, plan)) as writer, _threads(job.config.threads):
+    with (
+        ResultsWriter(job.out, _header(job, metrics, missing, plan)) as writer,
+        _threads(job.config.threads),
+        _crew(job, order, plan) as crew,
+    ):
         total, done = sum(len(pairs) for pairs in job.methods.values()), 0
         for method, pairs in job.methods.items():
             state, left_out = SetState(), list[str]()
-            for pair, outcome in _in_order(pairs, method, plan, writer, job.config.workers):
+            for pair, outcome in crew.in_order(pairs, method, writer.done):
                 on_progress("measure", done := done + 1, total)
                 if isinstance(outcome, UserError):
                     writer.failed(FailedLine(job.protocol.hash, method, pair.name, str(outcome)))
@@ -103,6 +101,10 @@ def score(job: ScoreJob, on_progress: OnProgress = lambda stage, done, total: No
                     writer.video(outcome.lines)
                 for line, features in zip(outcome.lines, outcome.features, strict=True):
                     left_out += state.add(line.clip, features)
+            for gone in sorted({video for whose, video in writer.done if whose == method} - {p.name for p in pairs}):
+                writer.failed(
+                    FailedLine(job.protocol.hash, method, gone, "was measured before and is not there any more")
+                )
             problems += [f"{method}: {problem}" for problem in left_out]
             writer.set(state.line(job.protocol.hash, method, left_out))
     results = Results.read(job.out)
@@ -112,34 +114,11 @@ def score(job: ScoreJob, on_progress: OnProgress = lambda stage, done, total: No
     return Scored(results, tuple(problems), (*notes, *_without_values(results)))
 
 
-def _in_order(
-    pairs: Sequence[Pair], method: str, plan: Plan, writer: ResultsWriter, workers: int
-) -> Iterator[tuple[Pair, Measured | UserError]]:
-    """Every pair with what came of it, in their order; as many as there are workers are measured at once."""
-
-    def one(pair: Pair) -> Measured | UserError:
-        try:
-            return measure(pair, method, plan, writer.done.get((method, pair.name), ()))
-        except UserError as error:
-            return error
-
-    if workers == 1:
-        for pair in pairs:
-            yield pair, one(pair)
-        return
-    waiting: deque[tuple[Pair, Future[Measured | UserError]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="xdyna-evaluate") as pool:
-        try:
-            for pair in pairs:
-                waiting.append((pair, pool.submit(one, pair)))
-                if len(waiting) > workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+def _crew(job: ScoreJob, order: Order, plan: Plan) -> AbstractContextManager[Crew]:
+    config = job.config
+    if config.actors is None:
+        return threads(plan, config.workers)
+    return ray_actors(order, config.actors, config.threads or 1)
 
 
 @contextmanager
