@@ -29,6 +29,7 @@ from xdyna.metrics import (
     seam,
     ssim,
     stillness,
+    textures,
 )
 from xdyna.metrics.backbones import find_backbone
 from xdyna.metrics.specs import ClipMetric, Metric, Region, Sample, SetMetric
@@ -43,6 +44,7 @@ _FILES = (
     lpips,
     fid,
     fvd,
+    textures,
     colour,
     motion_energy,
     flow,

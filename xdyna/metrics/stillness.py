@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xdyna.metrics.clips import Floats, Frames, Mask, as_mask, check_clip, check_pair, grown, mean_of_three, mean_where
+from xdyna.metrics.clips import (
+    Floats,
+    Frames,
+    Mask,
+    all_of_three,
+    as_mask,
+    check_clip,
+    check_pair,
+    grown,
+    mean_of_three,
+    mean_where,
+)
 from xdyna.metrics.flow import optical_flow, speeds, steps_where
 from xdyna.metrics.specs import ClipMetric, Region, Sample
 
@@ -31,11 +42,12 @@ def still_region(truth: Frames, masks: NDArray[Any] | None = None) -> Mask:
     if masks is not None:
         seen = ~grown(as_mask(masks, truth.shape[:3]), MARGIN_PX)
     smooth = mean_of_three(truth)
-    known = (seen[:-2] & seen[1:-1] & seen[2:])[..., None]
-    most, least = np.where(known, smooth, -np.inf).max(0), np.where(known, smooth, np.inf).min(0)
-    moves = ~((most - least).max(-1) <= RESTS) & known.any(0)[..., 0]
-    never_seen = ~known.any(0)[..., 0]
-    return np.asarray(seen & ~grown(moves[None], MARGIN_PX) & ~never_seen)
+    known = all_of_three(np.asarray(seen))
+    most = np.where(known[..., None], smooth, -np.inf).max(0)
+    least = np.where(known[..., None], smooth, np.inf).min(0)
+    ever = np.asarray(known.any(0))
+    moves = ever & ((most - least).max(-1) > RESTS)
+    return np.asarray(seen & ever & ~grown(moves[None], MARGIN_PX))
 
 
 def still_flow(frames: Frames, truth: Frames, masks: NDArray[Any] | None = None) -> float:
