@@ -67,10 +67,10 @@ def faults_told(config: AnimateConfig, device: torch.device, work: Work) -> Iter
     except torch.OutOfMemoryError:
         sampling = config.sampling()
         width, height = sampling.size_wh
-        batch = "" if config.window_batch == 1 else "take --window-batch 1, "
-        raise UserError(
+        half = "" if config.dtype in ("float16", "bfloat16") else ", or take --dtype float16"
+        raise UserError(  # batches were lowered by now, see `xdyna.infer.engine.fit`
             f"--device {device}: out of memory at {width}x{height} px with windows of {sampling.window} frames; "
-            f"{batch}lower --size or --window, or take --dtype float16"
+            f"lower --size or --window{half}"
         ) from None
     except RuntimeError as error:
         if not is_device_lost(error):

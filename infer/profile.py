@@ -336,7 +336,7 @@ class _Operations:
         self._profiler = profile(activities=activities)
         self._profiler.start()
         self.running = True
-        with record_function(_MARK):  # type: ignore[no-untyped-call]
+        with record_function(_MARK):
             self._marked_s = clock()
 
     def count(self) -> bool:

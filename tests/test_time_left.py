@@ -13,6 +13,7 @@ from animate_inputs import make_driver, make_photo
 from rich.console import Console
 
 from xdyna.cli import common
+from xdyna.cli.animate import jobs_left
 from xdyna.configs.animate import AnimateConfig
 from xdyna.infer.animate import AnimateJob
 from xdyna.infer.session import Session
@@ -246,6 +247,13 @@ def test_the_bar_tells_of_the_whole_job(monkeypatch: pytest.MonkeyPatch) -> None
     assert "whole job, %" in text
     assert "37/100" in text
     assert "0.42 frames/s, 8 min 32 s left" in text
+
+
+def test_jobs_of_a_manifest_tell_what_is_left() -> None:
+    done = [{"seconds": 50.0}, {"error": "no such file"}, {"seconds": 70.0}, {"skipped": True}]
+    assert jobs_left(done, 5, 1) == " (about 5 min 00 s for what is left)"
+    assert jobs_left(done, 5, 2) == " (about 2 min 30 s for what is left)"
+    assert jobs_left(done[1:2], 5, 1) == jobs_left(done, 0, 1) == ""
 
 
 class Listener:

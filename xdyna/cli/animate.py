@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -314,7 +315,8 @@ def _animate_all(jobs: list[Job], runner: _Runner, folder: Path, retries: int, t
                 announce(f"{len(failed)} failed jobs once more, {attempt} of {retries}")
             mine = {}
             for index in team.shared(failed, f"attempt {attempt}"):
-                announce(f"job {index + 1} of {len(jobs)}: {outputs[index]}")
+                left = jobs_left(mine.values(), len(failed) - failed.index(index), team.size)
+                announce(f"job {index + 1} of {len(jobs)}: {outputs[index]}{left}")
                 mine[index] = _tried(jobs[index], runner, outputs[index], session, quiet=not team.leads)
             for reported in team.gather(mine):
                 reports.update(reported)
@@ -326,6 +328,22 @@ def _animate_all(jobs: list[Job], runner: _Runner, folder: Path, retries: int, t
     team.broadcast(None)  # all end once it is told
     if failed:
         raise typer.Exit(failed_status(reports[index] for index in failed))
+
+
+def jobs_left(reports: Iterable[Mapping[str, Any]], count: int, num_processes: int) -> str:
+    """For the line of a job: how long this one and those after it take, if they take as long as those before.
+
+    Args:
+        reports: of the jobs before.
+        count: jobs that are not done.
+        num_processes: that take them in turn.
+    """
+    from xdyna.infer.time_left import shown_time
+
+    took_s = [float(report["seconds"]) for report in reports if "seconds" in report]
+    if not took_s or count < 1:
+        return ""
+    return f" (about {shown_time(sum(took_s) / len(took_s) * count / num_processes)} for what is left)"
 
 
 def _tried(job: Job, runner: _Runner, output: Path, session: Session, *, quiet: bool = False) -> dict[str, Any]:
