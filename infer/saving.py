@@ -88,7 +88,7 @@ class Saving:
             self._on = True
             logger.info("%s: the work is saved here; after a stop the same command goes on with it", self._work.folder)
         if self._on:
-            self._work.save(pipe.state_after(step, latents), self._known_facts())
+            self._work.save(pipe.state_after(step, latents, copy=False), self._known_facts())
 
     def _known_facts(self) -> Mapping[str, Any]:
         if self._facts is None:

@@ -506,7 +506,7 @@ def _denoise(
     state = saving.begin()
     begun = 0 if state is None else state.step
     on_progress("denoise", begun, sampling.steps)
-    embeddings = _embeddings(loaded, config, sources, prepared, watch, profile)
+    embeddings = _embeddings(loaded, config, sources, prepared, fitted, watch, profile)
     watch.begin(begun)
 
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -542,9 +542,11 @@ def _denoise(
         predictor=profile.steps(within if preview is None else preview.predictor(within), begun),
         noise=chosen_noise(config, pipe, len(prepared.pose_maps)),
         state=state,
+        latents_device="cpu",  # where they may grow with the clip
     )
     latents: Tensor = output.frames
-    if not torch.isfinite(latents).all():
+    pipe.scheduler = loaded.scheduler  # the job's keeps what was predicted in the last steps
+    if not all(bool(frame.isfinite().all()) for frame in latents.unbind(2)):
         raise UserError(
             f"the model gave NaN or infinite values with --dtype {config.dtype} and --scheduler {config.scheduler}; "
             "try --dtype float32"
@@ -557,6 +559,7 @@ def _embeddings(
     config: AnimateConfig,
     sources: Sources,
     prepared: Prepared,
+    fitted: Fitted,
     watch: JobWatch,
     profile: NoProfile,
 ) -> dict[str, Any]:
@@ -567,16 +570,21 @@ def _embeddings(
     guided = sampling.guidance > 1
 
     def reference() -> Tensor:
-        generator = torch.Generator("cpu").manual_seed(config.seed)
+        def encode() -> Tensor:
+            generator = torch.Generator("cpu").manual_seed(config.seed)
+            return pipe.encode_reference(prepared.reference, sampling.size_wh, generator).cpu()  # waits for a GPU
+
         began_s = time.monotonic()
         with profile.span("encode"):
-            latents = pipe.encode_reference(prepared.reference, sampling.size_wh, generator).cpu()  # waits for a GPU
+            latents = fitted.attempt("the photo", encode)
         watch.encoded(time.monotonic() - began_s)
         return latents
 
     def prompt(text: str, name: str) -> Tensor:
         with profile.span("embed"):
-            return loaded.prompts.fetch(text, lambda: pipe.encode_prompt(text or None, name))
+            return loaded.prompts.fetch(
+                text, lambda: fitted.attempt(f"the {name}", lambda: pipe.encode_prompt(text or None, name))
+            )
 
     values: dict[str, Any] = {
         "reference_latents": loaded.references.fetch(
@@ -589,6 +597,6 @@ def _embeddings(
         key = (array_sha256(sources.photo), guided)
         with profile.span("embed"):
             values["image_embeds"], values["negative_image_embeds"] = loaded.images.fetch(
-                key, lambda: pipe.encode_image(sources.photo, negative=guided)
+                key, lambda: fitted.attempt("the photo", lambda: pipe.encode_image(sources.photo, negative=guided))
             )
     return values

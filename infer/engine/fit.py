@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from accelerate import cpu_offload
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
 
     from xdyna.pipeline import XDynaPipeline
+
+Made = TypeVar("Made")
 
 #: Attribute of a pipeline that says how it was placed.
 _OFFLOAD = "_xdyna_offload"
@@ -96,6 +99,22 @@ class Fitted:
 
         return predict
 
+    def attempt(self, what: str, run: Callable[[], Made]) -> Made:
+        """What `run` makes, done again a notch down as long as it runs out of memory.
+
+        Args:
+            what: for the user.
+            run: encodes something, with the pipeline's VAE or an encoder.
+        """
+        while True:
+            try:
+                return run()
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                lowered = self._lowered("encode", error)
+                if lowered is None:
+                    raise
+            self._go_on(lowered, what)
+
     def decode(self, latents: Tensor, decoder: AutoencoderTiny | None = None) -> Iterator[Tensor]:
         """Frames as `XDynaPipeline.decode_frames` gives them; out of memory, it goes on with the frame it came to."""
         done, num_frames = 0, latents.shape[2]
@@ -160,8 +179,20 @@ def place(pipe: XDynaPipeline, device: torch.device, plan: Plan) -> None:
     else:
         refuse_layer_by_layer(pipe)
         release_blocks(pipe)
-        pipe.enable_sequential_cpu_offload(device=device)
+        _offload_layers(pipe, device)
     setattr(pipe, _OFFLOAD, plan.offload)
+
+
+def _offload_layers(pipe: XDynaPipeline, device: torch.device) -> None:
+    """Keep every layer's weights on the host but while it runs; diffusers' own way cannot do it on a CPU."""
+    pipe.remove_all_hooks()
+    pipe.to("cpu", silence_dtype_warnings=True)
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    for name in pipe._exclude_from_cpu_offload:
+        if name in parts:
+            parts.pop(name).to(device)  # its layers that are the UNet's as well travel with the UNet
+    for part in parts.values():
+        cpu_offload(part, device, offload_buffers=len(part._parameters) > 0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

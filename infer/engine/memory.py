@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,13 +21,10 @@ from xdyna.infer.engine.halves import HalvesApart
 from xdyna.infer.engine.predict import ExactPredictor
 from xdyna.infer.engine.quantize import stored_bytes
 from xdyna.latents import ConditionMaps
+from xdyna.stepping import STEP_FRAMES, scale_clip, step_clip
 
 if TYPE_CHECKING:
     from xdyna.pipeline import XDynaPipeline
-
-#: Float32 copies of the clip's latents that are alive at once in a step: the sum of the windows for both halves, what
-#: is made of it, the latents before and after the scheduler's step and its temporaries, and the noise of the start.
-LATENT_COPIES = 9
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,8 @@ class Shapes:
         weights: bytes of each part, adapters as part of the UNet.
         largest_layer: bytes of the largest single layer of any part.
         dtype: of the UNet.
+        resident: bytes that stay on the device where layers wait on the host: the image prompt's, and buffers.
+        copies: of the clip's latents that a step holds at once.
     """
 
     #: Parts on the device in each stage when idle networks wait on the host. Those that encode run one by one, but the
@@ -81,9 +81,12 @@ class Shapes:
         self._scale_factor = pipe.vae_scale_factor
         self._known: dict[Any, int] = {}
         self.dtype = str(pipe.unet.dtype).removeprefix("torch.")
+        self.copies = clip_copies(pipe.scheduler)
+        self.resident = sum(_bytes(value) for part in self._parts.values() for value in part.buffers())
         seen: set[int] = set()
         order = sorted(self._parts, key=lambda name: name != "unet")  # what adapters share with it is the UNet's
         self.weights = {name: _weight_bytes(self._parts[name], seen) for name in order}
+        self.resident += self.weights.get("image_prompt", 0)
         self.largest_layer = max(
             sum(_bytes(value) for value in (*layer._parameters.values(), *layer._buffers.values()) if value is not None)
             for part in self._parts.values()
@@ -140,13 +143,13 @@ class Shapes:
 
     def latents(self, work: Work) -> int:
         """Bytes of the clip's latents, once."""
-        return int(self.clip(work) // LATENT_COPIES)
+        width, height = (side // self._scale_factor for side in work.size_wh)
+        channels: int = self._parts["unet"].config.in_channels
+        return int(4 * channels * width * height * work.num_frames)
 
     def clip(self, work: Work) -> int:
         """Bytes that grow with the clip: its latents, as often as a step has them."""
-        width, height = (side // self._scale_factor for side in work.size_wh)
-        channels: int = self._parts["unet"].config.in_channels
-        return int(LATENT_COPIES * 4 * channels * width * height * work.num_frames)
+        return self.copies * self.latents(work)
 
     def decode(self, work: Work, frames: int, *, tiling: bool = False) -> int:
         """Most bytes alive while the VAE decodes so many frames at once, without weights."""
@@ -213,6 +216,28 @@ class _Countable(TorchFunctionMode):
             batch, heads, tokens, _ = query.shape
             return query.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)
         return func(*args, **(kwargs or {}))
+
+
+def clip_copies(scheduler: Any) -> int:
+    """How many tensors as large as the clip's latents are alive at once while a clip is denoised.
+
+    Two at least, the latents and what comes of them; more where a scheduler scales what the model is shown, keeps what
+    was predicted in earlier steps, or draws noise.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(8)
+    takes = inspect.signature(scheduler.step).parameters
+    extra = {"generator": torch.Generator()} if "generator" in takes else {}
+    cpu = torch.device("cpu")
+    with torch.no_grad(), Alive() as alive:
+        latents = torch.zeros(1, 1, 64 * STEP_FRAMES, 8, 8)
+        for timestep in scheduler.timesteps:
+            shown = scale_clip(scheduler, latents, timestep, cpu)
+            predicted = torch.zeros_like(shown)
+            del shown
+            latents = step_clip(scheduler, predicted, timestep, latents, cpu, **extra)
+            del predicted
+    return int(alive.peak // _bytes(latents))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ MOST_WINDOWS, MOST_FRAMES = 4, 8
 RESERVE, GAPS = 512 << 20, 0.05
 GIB = 1 << 30
 
-Stage = Literal["denoise", "decode"]
+Stage = Literal["encode", "denoise", "decode"]
 Offload = Literal["none", "model", "sequential"]
 
 
@@ -55,6 +55,7 @@ class Plan:
             running.
         counted: most bytes of tensors on the device in each stage; empty where nothing was counted.
         budget: bytes that they were to fit into; None where there is no limit.
+        clip: bytes of the clip's latents in a step, which lie on the host; 0 where nothing was counted.
     """
 
     device: str
@@ -66,6 +67,7 @@ class Plan:
     offload: Offload = "none"
     counted: tuple[tuple[str, int], ...] = ()
     budget: int | None = None
+    clip: int = 0
 
     @property
     def peak(self) -> int:
@@ -84,6 +86,8 @@ class Plan:
             stages = ", ".join(f"{stage} {count / GIB:.2f}" for stage, count in self.counted)
             of = "" if self.budget is None else f" of {self.budget / GIB:.2f}"
             parts.append(f"about {self.peak / GIB:.2f}{of} GiB ({stages})")
+        if self.clip and self.device != "cpu":
+            parts.append(f"the clip's latents on the host ({self.clip / GIB:.2f} GiB)")
         return f"plan: {', '.join(parts)}"
 
 
@@ -102,7 +106,7 @@ def lower(plan: Plan, stage: Stage, *, guided: bool = True, fixed: bool = False)
         return replace(plan, vae_batch=plan.vae_batch // 2)
     if stage == "denoise" and guided and not plan.apart:
         return replace(plan, apart=True)
-    if stage == "decode" and not plan.tiling:
+    if stage != "denoise" and not plan.tiling:
         return replace(plan, tiling=True)
     if plan.device != "cpu" and plan.offload != "sequential":
         return replace(plan, offload="model" if plan.offload == "none" else "sequential")
@@ -141,8 +145,8 @@ def make_plan(
     counter = _Counter(shapes, work, features_bytes)
     decided = {"denoise": window_batch is not None, "decode": vae_batch is not None}
     while not fits(plan := counter.counted(plan)):
-        stage: Stage = "decode" if counter.worst(plan) == "decode" else "denoise"
-        lowered = lower(plan, stage, guided=work.guided and may_part, fixed=decided[stage])
+        stage = counter.worst(plan)
+        lowered = lower(plan, stage, guided=work.guided and may_part, fixed=decided.get(stage, False))
         if lowered is None or (lowered.offload != "none" and not offload):
             break
         if lowered.offload != plan.offload:  # with more room, what was lowered before need not be
@@ -175,28 +179,30 @@ class _Counter:
         self._shapes, self._work, self._features = shapes, work, features_bytes
 
     def counted(self, plan: Plan) -> Plan:
-        """The plan with the bytes of its stages."""
+        """The plan with the bytes of its stages. The clip's latents lie on the host, which may be the device."""
         shapes, work = self._shapes, self._work
         clip = shapes.clip(work)
+        own = clip if plan.device == "cpu" else 0
+        latents = shapes.latents(work) if plan.device == "cpu" else 0
         features = min(self._features, shapes.features(work))
         bytes_of = {
             "encode": shapes.encode(work, tiling=plan.tiling) + self._weights(plan, shapes.ENCODING),
             "denoise": shapes.denoise(work, plan.window_batch, apart=plan.apart)
-            + features + clip + self._weights(plan, shapes.DENOISING),
+            + features + own + self._weights(plan, shapes.DENOISING),
             "decode": shapes.decode(work, plan.vae_batch, tiling=plan.tiling)
-            + shapes.latents(work) + self._weights(plan, shapes.DECODING),
+            + latents + self._weights(plan, shapes.DECODING),
         }  # fmt: skip
-        return replace(plan, counted=tuple(bytes_of.items()))
+        return replace(plan, counted=tuple(bytes_of.items()), clip=clip)
 
-    def worst(self, plan: Plan) -> str:
-        """The stage that takes most; the photo is encoded as frames are decoded."""
-        stage = max(plan.counted, key=lambda item: item[1])[0]
-        return "decode" if stage == "encode" else stage
+    def worst(self, plan: Plan) -> Stage:
+        """The stage that takes most."""
+        stages: dict[str, Stage] = {"encode": "encode", "denoise": "denoise", "decode": "decode"}
+        return stages[max(plan.counted, key=lambda item: item[1])[0]]
 
     def _weights(self, plan: Plan, used: tuple[str, ...]) -> int:
         weights = self._shapes.weights
         if plan.offload == "sequential":
-            return self._shapes.largest_layer
+            return self._shapes.largest_layer + self._shapes.resident
         if plan.offload == "model":
             return sum(weights.get(name, 0) for name in used)
         return sum(weights.values())
