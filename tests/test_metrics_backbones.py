@@ -16,7 +16,7 @@ from xdyna.errors import UserError
 from xdyna.hub import HuggingFaceHub
 from xdyna.metrics import backbones
 from xdyna.metrics.backbones import find_backbone, known_backbones, load_backbone, on_hub
-from xdyna.metrics.nets.i3d import I3D, fitted
+from xdyna.metrics.nets.i3d import I3D, fitted, same_padding, same_pool
 from xdyna.metrics.nets.inception import InceptionV3
 from xdyna.metrics.nets.iresnet import DEPTHS, IResNet
 from xdyna.metrics.nets.perceptual import ALEX, VGG, Lpips
@@ -198,6 +198,39 @@ def test_recognition_network_is_told_from_its_file(folder: Path) -> None:
     assert len(blue_first.body) == 5
 
 
+def test_padding_is_tensorflows() -> None:
+    """As much as makes a stride of s leave 1/s, rounded up; the odd zero goes behind."""
+    cases = [
+        (7, 3, 2, (1, 1)),
+        (8, 3, 2, (0, 1)),
+        (224, 7, 2, (2, 3)),
+        (5, 3, 1, (1, 1)),
+        (4, 1, 2, (0, 0)),
+        (8, 2, 2, (0, 0)),
+    ]
+    for size, kernel, stride, wanted in cases:
+        assert tuple(same_padding(torch.Size([size]), (kernel,), (stride,))) == wanted  # type: ignore[arg-type]
+    x = torch.full((1, 1, 3, 4, 4), -1.0)
+    assert same_pool(x, (1, 3, 3), (1, 2, 2)).shape == (1, 1, 3, 2, 2)
+    assert same_pool(x, (1, 3, 3), (1, 2, 2))[0, 0, 0].tolist() == [[-1, 0], [0, 0]]  # the padding counts as 0
+
+
+def test_inception_pools_as_fid_wants() -> None:
+    """Means leave the padding out; the last module takes the largest value instead."""
+    network = InceptionV3(2 * NARROW).eval()
+    spot = torch.zeros((1, 2048 // (2 * NARROW), 4, 4))
+    spot[:, :, 0, 0] = 8
+    for name, wanted in (("Mixed_7b", 8 / 4), ("Mixed_7c", 8.0)):
+        block = getattr(network, name)
+        block.branch_pool = nn.Identity()
+        inside = block.branch1x1.conv.in_channels
+        with torch.no_grad():
+            pooled = block(spot[:, :inside])[:, -inside:]
+        assert torch.allclose(pooled[:, :, 0, 0], torch.tensor(wanted))
+        assert torch.allclose(pooled[:, :, 1, 1], torch.tensor(8 / 9 if name == "Mixed_7b" else 8.0))
+        assert not pooled[:, :, 2:, 2:].any()
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +301,19 @@ def test_broken_files_are_named(folder: Path, tmp_path: Path) -> None:
     refused([1, 2], "holds a list")
     refused(b"<html>", "refused: damaged")
     refused(pickle.dumps(_Dangerous()), "refused: damaged, or it would build more than tensors")
+
+
+def test_settings_of_another_model_are_refused(folder: Path, tmp_path: Path) -> None:
+    weights = (folder / "clip" / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    for content in ('{"model_type": "bert"}', "{", '{"model_type": "clip"}'):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=r"config.json: not the settings of a CLIP"):
+            load_backbone("clip", tmp_path)
+    (tmp_path / "config.json").write_text((folder / "clip" / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(weights[:100])
+    with pytest.raises(UserError, match="not a safetensors file"):
+        load_backbone("clip", tmp_path)
 
 
 class _Dangerous:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xdyna.errors import UserError
+from xdyna.metrics.frames import BATCH, as_pictures
 from xdyna.preprocess.crop import Image
 from xdyna.preprocess.quiet import silenced_stderr
 
@@ -132,8 +133,9 @@ class Recogniser:
         shown = np.asarray([found is not None for found in points], np.bool_)
         if not faces:
             return np.zeros((0, 0)), shown
-        batch = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2).float() / 255
-        rows = self.network(batch).double().numpy()
+        starts = range(0, len(faces), BATCH)
+        parts = [self.network(as_pictures(np.stack(faces[start : start + BATCH]))) for start in starts]
+        rows = torch.cat(parts).double().numpy()
         if not np.isfinite(rows).all():
             raise UserError("the face recognition network gives NaN or infinity; its weights are broken")
         return rows / np.linalg.norm(rows, axis=1, keepdims=True), shown
