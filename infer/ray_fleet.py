@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from xdyna.errors import UserError
 from xdyna.infer.animate import AnimateJob
@@ -175,6 +176,24 @@ def _import_ray() -> Any:
     return import_module("ray")
 
 
+class _NotFromRay:
+    """Stands for a stream, and leaves out what Ray's own threads print: stdout is the command's.
+
+    Args:
+        stream: that it stands for.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """See `TextIO`."""
+        return len(text) if threading.current_thread().name.startswith("ray_") else self._stream.write(text)
+
+
 @contextmanager
 def ray_running(address: str | None) -> Iterator[dict[str, float]]:
     """Ray for the time of a `with` block: a cluster that is there, or one of its own on this machine.
@@ -202,7 +221,8 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, answer)  # Ray puts its own in place
-        yield ray.cluster_resources()
+        with redirect_stdout(_NotFromRay(sys.stdout)):  # type: ignore[type-var]  # stands for it in all but one method
+            yield ray.cluster_resources()
     finally:
         ray.shutdown()
 

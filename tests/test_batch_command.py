@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,9 @@ class Call:
             self.value = pickle.loads(pickle.dumps(value))  # noqa: S301
         except Killed:
             self.actor.alive = False
+            thread = threading.Thread(target=print, args=("(raylet) A worker died",), name="ray_listen_error_messages")
+            thread.start()
+            thread.join()
             self.error = ActorDiedError("The actor died.\nIts process was killed.")
         except Exception as error:
             self.error = RayTaskError(str(error))

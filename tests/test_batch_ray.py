@@ -52,6 +52,8 @@ def test_two_actors_one_killed(
         over.set()
         killer.join()
     output = capsys.readouterr()
+    if "Ray at local does not answer" in output.err:  # its parts give each other 15 s to start
+        pytest.skip(f"Ray does not start on this machine: {output.err}")
     assert status == 2, output.err
     assert len(killed) == 1
     report = json.loads(output.out)
