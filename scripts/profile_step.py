@@ -3,11 +3,13 @@
     python scripts/profile_step.py --latents 8x12 --width 320
 
 One window of driving frames behind its reference, both halves of guidance, Dynamics-Adapter and 16 image tokens.
+`--plain` takes the formulas that calls with gradients take, which is what the work on memory layout replaced.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -73,11 +75,13 @@ def random_inputs(unet: XDynaUNet, size_hw: tuple[int, int], window: int) -> dic
     }
 
 
-def profile_call(unet: XDynaUNet, inputs: dict[str, Any], runs: int) -> dict[str, tuple[float, int, dict[str, float]]]:
-    """For each kind: CPU seconds and operations of one call, and the seconds of each operation."""
-    with torch.inference_mode():
+def profile_call(
+    unet: XDynaUNet, inputs: dict[str, Any], runs: int, *, plain: bool = False
+) -> tuple[dict[str, tuple[float, int, dict[str, float]]], int]:
+    """For each kind: CPU seconds and operations of one call, and the seconds of each operation; numbers copied."""
+    with torch.set_grad_enabled(plain):  # nothing wants a gradient: only the formulas are others
         unet(**inputs)
-        with profile(activities=[ProfilerActivity.CPU]) as measured:
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as measured:
             for _ in range(runs):
                 unet(**inputs)
     seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
@@ -86,7 +90,9 @@ def profile_call(unet: XDynaUNet, inputs: dict[str, Any], runs: int) -> dict[str
         kind = kind_of(event.key)
         seconds[kind][event.key] += event.self_cpu_time_total / 1e6 / runs
         counts[kind] += event.count // runs
-    return {kind: (sum(found.values()), counts[kind], dict(found)) for kind, found in seconds.items()}
+    # `cat` writes its result itself, of as many numbers as its inputs; those are a list, whose shapes are not recorded.
+    copied = sum(math.prod(event.input_shapes[0]) for event in measured.events() if event.name == "aten::copy_")
+    return {kind: (sum(found.values()), counts[kind], dict(found)) for kind, found in seconds.items()}, copied // runs
 
 
 def print_table(kinds: dict[str, tuple[float, int, dict[str, float]]]) -> None:
@@ -106,6 +112,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=16, help="driving frames")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--plain", action="store_true", help="with the formulas that gradients need")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     height, width = (int(side) for side in args.latents.split("x"))
@@ -113,9 +120,11 @@ def main() -> None:
     inputs = random_inputs(unet, (height, width), args.window)
     print(
         f"torch {torch.__version__}, {args.threads} thread(s), latents {height}x{width}, width {args.width}, "
-        f"1 + {args.window} frames, 2 halves"
+        f"1 + {args.window} frames, 2 halves, {'plain formulas' if args.plain else 'as an animation runs'}"
     )
-    print_table(profile_call(unet, inputs, args.runs))
+    kinds, copied = profile_call(unet, inputs, args.runs, plain=args.plain)
+    print_table(kinds)
+    print(f"\nnumbers copied in a call, without joins: {copied / 1e6:.1f} million")
 
 
 if __name__ == "__main__":

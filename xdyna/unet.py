@@ -88,6 +88,9 @@ class ClipResnetBlock(ResnetBlock2D):
         **kwargs: of `ResnetBlock2D`.
     """
 
+    norm1: nn.GroupNorm
+    norm2: nn.GroupNorm
+
     def __init__(self, *, pooled: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if pooled:
@@ -175,6 +178,8 @@ class XDynaUNet(UNetMotionModel):
     # What `compile_repeated_blocks()` compiles. ResNets are left out: SD1.5 has more widths of them than torch will
     # recompile one piece of code for.
     _repeated_blocks: ClassVar[list[str]] = ["BasicTransformerBlock"]
+
+    conv_norm_out: nn.GroupNorm
 
     @register_to_config
     def __init__(

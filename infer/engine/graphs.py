@@ -63,7 +63,7 @@ def check_graphs_fit(plan: Plan) -> None:
 
 def capture_on_gpu(run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
     """Record the kernels of a function; see `Capture`."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
