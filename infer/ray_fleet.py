@@ -221,7 +221,7 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, answer)  # Ray puts its own in place
-        with redirect_stdout(_NotFromRay(sys.stdout)):  # type: ignore[type-var]  # stands for it in all but one method
+        with redirect_stdout(_NotFromRay(sys.stdout)):
             yield ray.cluster_resources()
     finally:
         ray.shutdown()
