@@ -363,10 +363,35 @@ def test_clips_of_a_long_video_do_not_overlap_and_are_drawn_by_the_seed(tmp_path
     assert lines[1].values["psnr/all"] == expected
 
 
+def test_a_truth_of_another_shape_is_cut_to_the_videos(tmp_path: Path) -> None:
+    truth = true_clip(0, size_wh=(24, 48))
+    masks = left_half(size_wh=(24, 48))
+    masks[:, :8] = masks[:, 40:] = 255  # what is cut off
+    put_frames(tmp_path / "truth" / "a", truth)
+    put_frames(tmp_path / "masks" / "a", masks)
+    put_frames(tmp_path / "made" / "a", truth[:, 8:40])
+    put_frames(tmp_path / "large" / "a", truth[:, 8:40].repeat(2, 1).repeat(2, 2))
+    for method in ("made", "large"):
+        (line,) = run(tmp_path, f"{method}.jsonl", methods=(method,), metrics=("psnr",)).results.clips
+        assert line.values["psnr/all"] == np.inf, "doubled and made smaller by areas, it is the same again"
+    text = Path("configs/protocol/v1.yaml").read_text()
+    other = tmp_path / "other.yaml"
+    other.write_text(text.replace("crop: centre", "crop: refuse"))
+    pairs = {"made": pairs_by_name(tmp_path / "made", tmp_path / "truth")}
+    job = ScoreJob(pairs, {}, tmp_path / "r.jsonl", load_protocol(other), EvaluateConfig(metrics=("psnr",)))
+    with pytest.raises(
+        UserError, match="truth/a: is 24x48 px and not of the shape of 24x32; protocol v1 takes"
+    ):
+        score(job)
+    other.write_text(text.replace("size: null", "size: 12x12"))
+    sized = score(replace(job, protocol=load_protocol(other), out=tmp_path / "s.jsonl"))
+    assert sized.results.clips[0].values["psnr/all"] == np.inf
+
+
 def test_manifest_of_the_common_jobs(clips: Path) -> None:
     jobs = [
         {"ref": f"truth/{name}/000000.png", "pose_video": f"truth/{name}", "output": f"{name}.mp4",
-         "masks": f"masks/{name}", "scene": "sea"} for name in "ab"
+         "masks": f"masks/{name}", "scene": "sea", "steps": 3} for name in "ab"
     ]  # fmt: skip
     (clips / "jobs.json").write_text(json.dumps(jobs))
     pairs = pairs_of_manifest(clips / "jobs.json", clips / "made")

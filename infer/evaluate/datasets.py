@@ -8,7 +8,7 @@ from pathlib import Path
 
 from xdyna.errors import UserError
 from xdyna.infer.evaluate.frames import CLIP_SUFFIXES, PICTURE_SUFFIXES, picture_files
-from xdyna.infer.evaluate.pairs import JOB_KEYS
+from xdyna.infer.evaluate.pairs import JOB_KEYS, job_path
 from xdyna.jobs import load_jobs
 from xdyna.preprocess.tracks import SUFFIX as TRACKS_SUFFIX
 
@@ -171,10 +171,10 @@ def _manifest(path: Path) -> list[Item]:
         if job.pose_video is None:
             raise UserError(f"{job.origin}: has no driving video, which a test set needs")
         own = {key: job.settings[key] for key in JOB_KEYS if job.settings.get(key) is not None}
-        paths = {key: path.parent / Path(str(own[key])) for key in ("truth", "masks", "tracks") if key in own}
-        truth = paths.get("truth") if "truth" in job.settings else job.pose_video
+        paths = {key: job_path(job, key, path.parent) for key in ("truth", "masks", "tracks")}
+        truth = paths["truth"] if "truth" in job.settings else job.pose_video
         name = Path(job.output).stem if job.output else job.default_name()
-        masks, tracks = paths.get("masks"), paths.get("tracks")
+        masks, tracks = paths["masks"], paths["tracks"]
         items.append(Item(name, job.pose_video, job.ref, truth, masks, tracks, str(own.get("scene", ""))))
     names = [item.name for item in items]
     if twice := next((name for name in names if names.count(name) > 1), None):

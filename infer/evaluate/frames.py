@@ -212,13 +212,22 @@ def windows(source: Source, starts: Sequence[int], length: int, turn: Callable[[
 # --- size -------------------------------------------------------------------------------------------------------------
 
 
-def crop_to(size_wh: SizeWH, wanted_wh: SizeWH, config: ProtocolConfig) -> Crop:
+class Part(Crop):
+    """A rectangle that can lie in another."""
+
+    def inside(self, inner: Crop) -> Part:
+        """A rectangle of this one, as one of the whole picture."""
+        return Part(self.left + inner.left, self.top + inner.top, inner.width, inner.height)
+
+
+def crop_to(size_wh: SizeWH, wanted_wh: SizeWH, config: ProtocolConfig) -> Part:
     """What is kept of pictures of a size that are to have another.
 
     Raises:
         UserError: another shape, and the protocol refuses that.
     """
-    whole, middle = Crop(0, 0, *size_wh), ratio_crop(size_wh, wanted_wh, CENTRE)
+    kept = ratio_crop(size_wh, wanted_wh, CENTRE)
+    whole, middle = Part(0, 0, *size_wh), Part(kept.left, kept.top, kept.width, kept.height)
     if config.crop == "stretch" or middle == whole:
         return whole
     if config.crop == "refuse":
@@ -231,7 +240,7 @@ def crop_to(size_wh: SizeWH, wanted_wh: SizeWH, config: ProtocolConfig) -> Crop:
 
 def resized(image: Image, crop: Crop, size_wh: SizeWH, config: ProtocolConfig) -> Image:
     """uint8 [H, W, ..] cut and brought to (width, height); as it is where nothing changes."""
-    if crop == Crop(0, 0, *size_wh) and image.shape[1::-1] == size_wh:
+    if (crop.left, crop.top, crop.width, crop.height) == (0, 0, *size_wh) and image.shape[1::-1] == size_wh:
         return image
     import cv2
 

@@ -20,6 +20,7 @@ from xdyna.infer.evaluate.frames import (
     PICTURE_SUFFIXES,
     Image,
     OnePicture,
+    Part,
     SizeWH,
     Source,
     as_cover,
@@ -233,6 +234,8 @@ class OpenedPair:
         made: the generated frames.
         truth: the true ones, if there are any.
         size_wh: what all is brought to.
+        crop: what is kept of the truth, its masks and tracks: the middle that has the generated video's shape.
+        made_crop: what is kept of the generated frames.
         count: frames that both have.
         starts: of the clips.
     """
@@ -242,6 +245,8 @@ class OpenedPair:
     made: Source = field(init=False)
     truth: Source | None = field(init=False)
     size_wh: SizeWH = field(init=False)
+    crop: Part = field(init=False)
+    made_crop: Part = field(init=False)
     count: int = field(init=False)
     starts: list[int] = field(init=False)
 
@@ -249,8 +254,13 @@ class OpenedPair:
         pair, config = self.pair, self.protocol.config
         self.made = open_source(pair.generated, config)
         self.truth = open_source(pair.truth, config) if pair.truth else None
-        own = self.truth or self.made
-        self.size_wh = config.size or own.size_wh
+        try:
+            self.crop = crop_to((self.truth or self.made).size_wh, self.made.size_wh, config)
+            self.size_wh = config.size or (self.crop.width, self.crop.height)
+            self.crop = self.crop.inside(crop_to((self.crop.width, self.crop.height), self.size_wh, config))
+            self.made_crop = crop_to(self.made.size_wh, self.size_wh, config)
+        except UserError as error:
+            raise UserError(f"{pair.truth or pair.generated}: {error}") from None
         self.count = self._count()
         self.starts = clip_starts(pair.name, self.count, config)
 
@@ -272,8 +282,8 @@ class OpenedPair:
         pair, config = self.pair, self.protocol.config
         photo = read_photo(pair.photo) if pair.photo else None
         tracks = self._tracks()
-        made = self._clips(self.made, pair.generated)
-        truth = self._clips(self.truth, pair.truth) if self.truth and pair.truth else repeat(None)
+        made = self._clips(self.made, pair.generated, self.made_crop)
+        truth = self._clips(self.truth, pair.truth, self.crop) if self.truth and pair.truth else repeat(None)
         masks = self._masks()
         for start, frames, true, mask in zip(self.starts, made, truth, masks, strict=False):
             cut = tracks[start : start + len(frames)] if tracks else None
@@ -283,12 +293,8 @@ class OpenedPair:
             borders = tuple(border for border in inside if 0 <= border < config.frames - 1)
             yield start, Sample(name, frames, true, mask, photo, cut, face, config.fps, borders, pair.scene)
 
-    def _clips(self, source: Source, path: Path, turn: Any = None) -> Iterator[Image]:
+    def _clips(self, source: Source, path: Path, crop: Part, turn: Any = None) -> Iterator[Image]:
         config = self.protocol.config
-        try:
-            crop = crop_to(source.size_wh, self.size_wh, config)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
         fit = partial(resized, crop=crop, size_wh=self.size_wh, config=config)
         found = 0
         for clip in windows(source, self.starts, config.frames, lambda frame: fit(turn(frame) if turn else frame)):
@@ -309,7 +315,7 @@ class OpenedPair:
             raise UserError(f"{pair.masks}: is {sizes[0]} and the clip it belongs to {sizes[1]}; wanted one size")
         if source.count != own.count:
             raise UserError(f"{pair.masks}: has {source.count} frames and its clip {own.count}; wanted as many")
-        return self._clips(source, pair.masks, as_cover)
+        return self._clips(source, pair.masks, self.crop, as_cover)
 
     def _tracks(self) -> Tracks | None:
         pair, config = self.pair, self.protocol.config
@@ -325,4 +331,4 @@ class OpenedPair:
                 f"{pair.tracks}: covers {len(tracks) / tracks.fps:.2f} s and its clip {own.count / config.fps:.2f} s; "
                 "wanted tracks of this very clip"
             )
-        return tracks_at(tracks, own.count, crop_to(own.size_wh, self.size_wh, config), self.size_wh, config)
+        return tracks_at(tracks, own.count, self.crop, self.size_wh, config)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from xdyna.configs.animate import AnimateConfig
 from xdyna.errors import UserError, near_matches
 from xdyna.infer.evaluate.frames import CLIP_SUFFIXES, PICTURE_SUFFIXES, picture_files
 from xdyna.jobs import Job, load_jobs, outputs_of
@@ -183,11 +184,12 @@ def pairs_of_manifest(path: Path, generated: Path) -> list[Pair]:
 
 def _pair_of_job(job: Job, output: Path, generated: Path, beside: Path) -> Pair:
     for key in job.settings:
-        if key not in (*JOB_KEYS, "pose_maps"):
-            raise UserError(f"{job.origin}: unknown key {key!r}{near_matches(key, JOB_KEYS)}")
+        if key not in JOB_KEYS and key not in AnimateConfig.model_fields:  # those made the video
+            known = (*JOB_KEYS, *AnimateConfig.model_fields)
+            raise UserError(f"{job.origin}: unknown key {key!r}{near_matches(key, known)}")
     if not output.exists() and output.suffix and output.with_suffix("").is_dir():
         output = output.with_suffix("")  # the same clip as a folder of frames
-    truth = _path(job, "truth", beside) if "truth" in job.settings else job.pose_video
+    truth = job_path(job, "truth", beside) if "truth" in job.settings else job.pose_video
     borders = job.settings.get("borders") or ()
     if not isinstance(borders, (list, tuple)) or not all(isinstance(b, int) for b in borders):
         raise UserError(f"{job.origin}: borders is {borders!r}, wanted a list of frame numbers")
@@ -195,9 +197,9 @@ def _pair_of_job(job: Job, output: Path, generated: Path, beside: Path) -> Pair:
         output.relative_to(generated).with_suffix("").as_posix(),
         output,
         truth,
-        _path(job, "masks", beside),
+        job_path(job, "masks", beside),
         job.ref,
-        _path(job, "tracks", beside),
+        job_path(job, "tracks", beside),
         job.pose_video,
         str(job.settings.get("scene") or ""),
         tuple(borders),
@@ -205,10 +207,13 @@ def _pair_of_job(job: Job, output: Path, generated: Path, beside: Path) -> Pair:
     )
 
 
-def _path(job: Job, key: str, beside: Path) -> Path | None:
+def job_path(job: Job, key: str, beside: Path) -> Path | None:
+    """A path that a job says beside the common keys, relative to the manifest's folder; None where it says none."""
     value = job.settings.get(key)
     if value is None:
         return None
     if not isinstance(value, (str, Path)):
         raise UserError(f"{job.origin}: {key} is {value!r}, wanted a path")
+    if isinstance(value, Path):  # `load_jobs` has found it
+        return value
     return beside / Path(value).expanduser()
