@@ -379,9 +379,7 @@ def test_a_truth_of_another_shape_is_cut_to_the_videos(tmp_path: Path) -> None:
     other.write_text(text.replace("crop: centre", "crop: refuse"))
     pairs = {"made": pairs_by_name(tmp_path / "made", tmp_path / "truth")}
     job = ScoreJob(pairs, {}, tmp_path / "r.jsonl", load_protocol(other), EvaluateConfig(metrics=("psnr",)))
-    with pytest.raises(
-        UserError, match="truth/a: is 24x48 px and not of the shape of 24x32; protocol v1 takes"
-    ):
+    with pytest.raises(UserError, match="truth/a: is 24x48 px and not of the shape of 24x32; protocol v1 takes"):
         score(job)
     other.write_text(text.replace("size: null", "size: 12x12"))
     sized = score(replace(job, protocol=load_protocol(other), out=tmp_path / "s.jsonl"))
