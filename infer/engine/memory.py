@@ -73,10 +73,10 @@ class Shapes:
 
     def __init__(self, pipe: XDynaPipeline) -> None:
         components = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-        memo: dict[int, Any] = {}
-        # The adapters' layers are the UNet's children as well.
+        # Parts refer to each other: adapters' layers are the UNet's children as well, and adapters know their hosts.
+        memo = _bare([value for part in components.values() for value in (*part.parameters(), *part.buffers())])
         self._parts: dict[str, Any] = {
-            name: _shape_of(part, memo) for name, part in components.items() if name != "dynamics_adapter"
+            name: copy.deepcopy(part, memo) for name, part in components.items() if name != "dynamics_adapter"
         }
         self._scale_factor = pipe.vae_scale_factor
         self._known: dict[Any, int] = {}
@@ -250,14 +250,14 @@ def _tiled(vae: Any, on: bool) -> Iterator[None]:
         vae.use_tiling = before
 
 
-def _shape_of(part: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A copy on the meta device; what parts share, their copies share."""
-    for value in (*part.parameters(), *part.buffers()):
-        if id(value) not in memo:
-            bare = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-            memo[id(value)] = nn.Parameter(bare, requires_grad=False) if isinstance(value, nn.Parameter) else bare
-            memo[id(value)].stored_bytes = stored_bytes(value)
-    return copy.deepcopy(part, memo)
+def _bare(values: list[Tensor]) -> dict[int, Any]:
+    """For `copy.deepcopy`: in the place of each tensor one on the meta device."""
+    memo: dict[int, Any] = {}
+    for value in values:
+        bare = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        memo[id(value)] = nn.Parameter(bare, requires_grad=False) if isinstance(value, nn.Parameter) else bare
+        memo[id(value)].stored_bytes = stored_bytes(value)
+    return memo
 
 
 def _weight_bytes(part: nn.Module, seen: set[int]) -> int:
