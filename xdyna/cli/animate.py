@@ -313,7 +313,7 @@ def _animate_all(jobs: list[Job], runner: _Runner, folder: Path, retries: int, t
         for attempt in range(1 + retries):
             if attempt and failed and team.leads:
                 announce(f"{len(failed)} failed jobs once more, {attempt} of {retries}")
-            mine = {}
+            mine: dict[int, dict[str, Any]] = {}
             for index in team.shared(failed, f"attempt {attempt}"):
                 left = jobs_left(mine.values(), len(failed) - failed.index(index), team.size)
                 announce(f"job {index + 1} of {len(jobs)}: {outputs[index]}{left}")
