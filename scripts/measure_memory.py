@@ -1,9 +1,11 @@
 """How much memory a whole `xdyna animate` takes for clips of several lengths: each runs in a process of its own.
 
     python scripts/measure_memory.py --frames 200 2000 --steps 2
+    python scripts/measure_memory.py --frames 60 --batches 1 4 8
 
-Prints, for each, the most memory that was resident at once and how long it took. The clip is drawn: a figure that
-waves, with its tracks beside it, so that no detector's memory is in the figures.
+Prints, for each, the most memory that was resident at once and how long it took, and how much more a frame more took.
+With several batches (`--window-batch`) it prints what the plan counts for each beside what was resident. The clip is
+drawn: a figure that waves, with its tracks beside it, so that no detector's memory is in the figures.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import os
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from xdyna.configs.animate import AnimateConfig
 from xdyna.photo import write_png
 from xdyna.preprocess.draw import draw_pose_map
 from xdyna.preprocess.tracks import NUM_FACE_POINTS, SUFFIX, Tracks
@@ -66,21 +70,49 @@ def run(command: list[str]) -> tuple[float, float]:
     return usage.ru_maxrss / 1024, time.monotonic() - began_s
 
 
+def counted(num_frames: int, batch: int) -> float:
+    """What the plan of `tiny` on a CPU counts for a clip with face maps, MiB."""
+    import torch
+
+    from xdyna.infer.engine.memory import Shapes
+    from xdyna.infer.engine.plan import make_plan, work_of
+    from xdyna.infer.engine.predict import DEFAULT_FEATURES_BYTES
+    from xdyna.infer.load import choose_model, load_pipeline
+
+    choice = choose_model("tiny")
+    config = AnimateConfig(model="tiny").with_model_defaults(choice.defaults())
+    pipe = load_pipeline(choice, config, torch.device("cpu"), torch.float32)
+    work = work_of(config, num_frames, face=pipe.face_controlnet is not None, schedule=pipe.config.schedule)
+    plan = make_plan(Shapes(pipe), work, torch.device("cpu"), window_batch=batch, features_bytes=DEFAULT_FEATURES_BYTES)
+    return plan.peak / (1 << 20)
+
+
 def main() -> None:
     """Draw, run and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs="+", default=[200, 2000])
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1], help="windows per call of the UNet")
     parser.add_argument("--driver", type=int, nargs=2, default=[192, 288], metavar=("W", "H"))
     args, more = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for number in args.frames:
+        folder, last = Path(name), None
+        for number, batch in product(args.frames, args.batches):
             photo, video = draw(folder, number, tuple(args.driver))
-            files = ["--ref", photo, "--pose-video", video, "-o", folder / f"out{number}.mp4", "--steps", args.steps]
-            command = [sys.executable, "-m", "xdyna.cli", "animate", *map(str, files), *more]
+            files = ["--ref", photo, "--pose-video", video, "-o", folder / f"out{number}-{batch}.mp4"]
+            settings = ["--model", "tiny", "--steps", args.steps, "--window-batch", batch]
+            command = [sys.executable, "-m", "xdyna.cli", "animate", *map(str, files + settings), *more]
             memory_mib, seconds = run(command)
-            print(f"{number} frames: {memory_mib:.0f} MiB resident at most, {seconds:.0f} s", flush=True)
+            beside = f", {counted(number, batch):.0f} MiB counted" if len(args.batches) > 1 else ""
+            print(
+                f"{number} frames, {batch} at once: {memory_mib:.0f} MiB resident at most{beside}, {seconds:.0f} s",
+                flush=True,
+            )
+            if last is not None and number > last[0]:
+                print(
+                    f"    {1024 * (memory_mib - last[1]) / (number - last[0]):.1f} KiB for each frame more", flush=True
+                )
+            last = number, memory_mib
 
 
 if __name__ == "__main__":

@@ -6,13 +6,17 @@ import errno
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import TINY_WH, tiny_clip, tiny_inputs, tiny_pipeline
 
+from xdyna.alive import Alive
+from xdyna.denoise import blend_windows
 from xdyna.errors import UserError
 from xdyna.infer.kept import array_sha256
 from xdyna.latents import clip_size, condition_maps
@@ -109,6 +113,42 @@ def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         maps.append(np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match="wanted uint8"):
         maps.append(np.zeros((8, 9, 3), np.uint8))
+
+
+def test_of_a_longer_clip_its_latents_are_held_twice() -> None:
+    """And no more than that: noise, mask, sums of windows and the scheduler's own are held for a few frames."""
+    pipe = tiny_pipeline(face=False)
+
+    class Black:
+        size_wh = TINY_WH
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __len__(self) -> int:
+            return self.number
+
+        def frames(self, indices: Sequence[int]) -> np.ndarray:
+            return np.zeros((len(indices), TINY_WH[1], TINY_WH[0], 3), np.uint8)
+
+        def extremes(self) -> tuple[int, int]:
+            return 0, 255
+
+    def still(unet: Any, latents: torch.Tensor, timestep: Any, conditioning: Any, *rest: Any, **_: Any) -> torch.Tensor:
+        windows, weights, guidance = rest
+        halves = torch.zeros(2, 1, 4, len(windows[0]), *latents.shape[3:])
+        return blend_windows(lambda group: halves, latents, windows, weights, guidance, 1)
+
+    def peak(number: int) -> int:
+        with Alive() as alive:
+            pipe(
+                None, Black(number), reference_latents=torch.zeros(1, 4, 1, 12, 8), num_inference_steps=2,
+                output_type="latent", predictor=still, generator=torch.Generator().manual_seed(0),
+            )  # fmt: skip
+        return int(alive.peak)
+
+    frame = 4 * 4 * 12 * 8
+    assert 1.9 * frame < (peak(600) - peak(200)) / 400 < 2.2 * frame
 
 
 def test_a_longer_clip_takes_no_more_memory() -> None:

@@ -12,18 +12,24 @@ import numpy as np
 import pytest
 import torch
 from animate_inputs import files_in, make_driver, make_photo
-from tiny_models import tiny_inputs, tiny_pipeline
+from diffusers import DDIMScheduler
+from tiny_models import TINY_SCHEDULER, tiny_inputs, tiny_pipeline
 from torch.profiler import ProfilerActivity, profile
 
 from xdyna import XDynaPipeline, windows
 from xdyna.cli import main
 from xdyna.infer.engine.fit import Fitted, place
 from xdyna.infer.engine.halves import HalvesApart
-from xdyna.infer.engine.memory import Shapes, Work
+from xdyna.infer.engine.memory import Shapes, Work, clip_copies
 from xdyna.infer.engine.plan import GAPS, RESERVE, Plan, fits, lower, make_plan
-from xdyna.infer.engine.predict import ExactPredictor
+from xdyna.infer.engine.predict import DEFAULT_FEATURES_BYTES, ExactPredictor
+from xdyna.infer.load import build_scheduler
 
 CPU = torch.device("cpu")
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def measured(run: Callable[[], Any]) -> int:
@@ -83,6 +89,29 @@ def test_counted_bytes_of_the_vae_are_those_taken() -> None:
     assert 0.7 * taken < shapes.encode(work) < 1.1 * taken  # kernels for single pictures take space of their own
 
 
+@pytest.mark.parametrize(("name", "pool"), [(None, True), ("dpm++", False)])
+def test_the_counted_peak_of_a_whole_job_is_what_it_takes(name: str | None, pool: bool) -> None:
+    """Encoding, denoising and decoding together."""
+    pipe, size_wh, num_frames = tiny_pipeline(pool_group_norm=pool), (64, 96), 30
+    pipe.scheduler = build_scheduler(name, pipe.scheduler)
+    shapes, inputs = Shapes(pipe), tiny_inputs(num_frames, size_wh=size_wh)
+    plan = make_plan(shapes, Work(size_wh, num_frames, 4, 1), CPU, features_bytes=DEFAULT_FEATURES_BYTES)
+    fitted = Fitted(pipe, CPU, plan)
+
+    def job() -> None:
+        latents = pipe(**inputs, window=4, overlap=1, num_inference_steps=2, output_type="latent", vae_batch=1,
+                       predictor=fitted.predictor(ExactPredictor()), generator=seeded()).frames  # fmt: skip
+        for _ in fitted.decode(latents):
+            pass
+
+    assert plan.peak - sum(shapes.weights.values()) == pytest.approx(measured(job), rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "copies"), [("ddim", 2), ("euler", 3), ("dpm++", 4), ("unipc", 6), ("ddpm", 3)])
+def test_copies_of_the_clip_are_those_of_the_scheduler(name: str, copies: int) -> None:
+    assert clip_copies(build_scheduler(name, DDIMScheduler(**TINY_SCHEDULER))) == copies
+
+
 def test_weights_are_counted_once_and_left_alone() -> None:
     pipe = tiny_pipeline(image_prompt=True)
     before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
@@ -112,6 +141,10 @@ def test_less_memory_gives_a_more_frugal_plan() -> None:
     assert make_plan(shapes, work, gpu, budget=1, window_batch=4, vae_batch=2).window_batch == 4
     long = replace(work, num_frames=4000)
     assert make_plan(shapes, long, CPU).peak - make_plan(shapes, work, CPU).peak == 3960 * shapes.clip(work) // 40
+    (short_plan, long_plan) = (make_plan(shapes, job, gpu, budget=1 << 40) for job in (work, long))
+    assert long_plan.counted == short_plan.counted  # the clip lies on the host
+    assert long_plan.clip == 100 * short_plan.clip
+    assert "the clip's latents on the host" in long_plan.line()
 
 
 def test_notches() -> None:
@@ -128,6 +161,8 @@ def test_notches() -> None:
     ]
     assert lower(Plan("cuda", "float16", 4, 2), "decode") == Plan("cuda", "float16", 4, 1)
     assert lower(Plan("cpu", "float32"), "decode") == Plan("cpu", "float32", tiling=True)
+    assert lower(Plan("cuda", "float16", 4, 2), "encode") == Plan("cuda", "float16", 4, 2, tiling=True)
+    assert lower(Plan("cpu", "float32", tiling=True), "encode") is None
     assert lower(Plan("cpu", "float32", apart=True), "denoise") is None
     assert lower(Plan("cpu", "float32", 4), "denoise", guided=False, fixed=True) is None
 
@@ -207,18 +242,37 @@ def test_decoding_goes_on_with_the_frame_it_came_to(monkeypatch: pytest.MonkeyPa
     assert not pipe.vae.use_tiling
 
 
-def test_offloaded_networks_give_the_same_numbers() -> None:
-    """With the CPU as the device. Hooks for single layers cannot be tried so: accelerate's need another device."""
-    pipe = tiny_pipeline(image_prompt=True)
+@pytest.mark.parametrize("pool", [True, False])
+def test_what_waits_on_the_host_gives_the_same_numbers(pool: bool) -> None:
+    """With the CPU as the device; `test_clip_on_host` has another."""
+    pipe = tiny_pipeline(image_prompt=True, pool_group_norm=pool)
     exact = run(pipe, ExactPredictor())
     frames = torch.cat(list(pipe.decode_frames(exact)))
-    fitted = Fitted(pipe, CPU, Plan("cpu", "float32", offload="model"))
-    assert hasattr(pipe.pose_controlnet, "_hf_hook")
-    assert torch.equal(run(pipe, fitted.predictor(ExactPredictor())), exact)
-    assert torch.equal(torch.cat(list(fitted.decode(exact))), frames)
+    for offload in ("model", "sequential"):
+        fitted = Fitted(pipe, CPU, Plan("cpu", "float32", offload=offload))
+        assert hasattr(pipe.pose_controlnet, "_hf_hook")
+        assert pipe.unet.conv_in.weight.is_meta == (offload == "sequential")
+        assert torch.equal(run(pipe, fitted.predictor(ExactPredictor())), exact)
+        assert torch.equal(torch.cat(list(fitted.decode(exact))), frames)
     place(pipe, CPU, Plan("cpu", "float32"))
     assert not hasattr(pipe.pose_controlnet, "_hf_hook")
     assert torch.equal(run(pipe, ExactPredictor()), exact)
+
+
+def test_encoding_is_done_again_a_notch_down() -> None:
+    pipe, calls = tiny_pipeline(), []
+    fitted = Fitted(pipe, CPU, Plan("cpu", "float32"))
+
+    def encode() -> int:
+        calls.append(pipe.vae.use_tiling)
+        if not pipe.vae.use_tiling:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 7
+
+    assert fitted.attempt("the photo", encode) == 7
+    assert calls == [False, True]
+    with pytest.raises(MemoryError):
+        fitted.attempt("the photo", lambda: (_ for _ in ()).throw(MemoryError))
 
 
 def test_the_command_prints_a_plan_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
