@@ -78,6 +78,8 @@ def with_preset(config: AnimateConfig, model: AnimateConfig) -> tuple[AnimateCon
     steps = config.steps or values.get("steps") or own_steps
     guidance = config.guidance or values.get("guidance") or model.guidance
     fast = {key: value for key, value in fast.items() if _has_effect(key, steps, guidance)}
+    if config.pose_scale == 0 and (config.face_scale == 0 or config.face is False):
+        fast.pop("residuals_every", None)  # no ControlNet runs
     given = {key for key in config.model_fields_set if getattr(config, key) is not None}
     update = {key: value for key, value in values.items() if key not in given}
     own_fast = {key: getattr(config.fast, key) for key in config.fast.model_fields_set}

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from xdyna.configs.fast import with_preset
 from xdyna.errors import UserError
 from xdyna.infer.engine.deep_cache import deep_output, most_depth, run_outermost
 from xdyna.infer.engine.fast import FastPredictor
+from xdyna.infer.engine.long import anchored
 from xdyna.infer.engine.predict import ExactPredictor
 from xdyna.infer.engine.presets import build_predictor, check_fast
 from xdyna.infer.engine.token_merge import match, merged_tokens, merging_sites
@@ -94,6 +96,46 @@ def test_each_switch_changes_a_little(
     fast = run(pipelines["pooled"], predictor, **GUIDED)
     assert 1e-6 < off(fast, exact) < 0.5
     assert torch.equal(fast, run(pipelines["pooled"], predictor, **GUIDED))  # nothing is left of the job before
+
+
+#: One for each switch of the config that changes what is denoised. What decodes, previews and 8-bit weights are put
+#: together with the others in their own tests.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "solver": {"scheduler": "dpm++"},
+    "spacing": {"fast": {"spacing": "trailing"}},
+    "guidance": {"fast": {"guidance_to": 0.6}},
+    "features": {"fast": {"reuse_every": 2}},
+    "residuals": {"fast": {"residuals_every": 2}},
+    "tokens": {"fast": {"merge_tokens": 0.25}},
+    "reference": {"near_reference": True},
+    "anchor": {"anchor": 0.5},
+}
+
+
+def test_every_pair_of_switches_goes_together(pipelines: dict[str, XDynaPipeline]) -> None:
+    """Either changes what the other makes: none is lost beside another, and none is refused."""
+    pipeline = XDynaPipeline(**pipelines["pooled"].components)
+    pipeline.set_progress_bar_config(disable=True)
+    own = pipelines["pooled"].scheduler
+
+    def made(*names: str) -> Tensor:
+        values: dict[str, Any] = {"steps": 3, "guidance": 1.5, "size": "32x48", "window": 3, "overlap": 1}
+        for name in names:
+            fast = {**values.get("fast", {}), **SWITCHES[name].get("fast", {})}
+            values |= {**SWITCHES[name], "fast": fast}
+        config = AnimateConfig.model_validate(values)
+        pipeline.scheduler = build_scheduler(config.scheduler, own, config.fast.spacing)
+        check_fast(pipeline, config)
+        predictor = anchored(build_predictor(config), pipeline.scheduler, config)
+        call = {"num_inference_steps": 3, "guidance_scale": 1.5, "negative_prompt": "a", "window": 3, "overlap": 1}
+        return run(pipeline, predictor, 4, **call)
+
+    alone = {name: made(name) for name in SWITCHES}
+    for one, other in combinations(SWITCHES, 2):
+        both = made(one, other)
+        assert both.isfinite().all(), (one, other)
+        assert off(both, alone[one]) > 1e-6, f"{other} does nothing beside {one}"
+        assert off(both, alone[other]) > 1e-6, f"{one} does nothing beside {other}"
 
 
 @pytest.mark.parametrize("model", ["fixed reference", "no adapter", "no attention above"])
@@ -259,6 +301,12 @@ def test_turbo_takes_a_lora_for_distilled_and_says_so() -> None:
         ({"fast": {"reuse_depth": 2}}, "wanted --set fast.reuse_every"),
         ({"fast": {"reuse_every": 2, "reuse_depth": 3}}, "outermost level has 2 layers"),
         ({"guidance": 1.0, "fast": {"guidance_to": 0.5}}, "guidance is off"),
+        ({"steps": 4, "fast": {"guidance_to": 0.9}}, "0 to 0.9, in which all of 4 steps lie"),
+        ({"steps": 4, "fast": {"guidance_from": 0.8}}, "0.8 to 1, in which none of 4 steps lies"),
+        ({"size": "16x16", "fast": {"merge_tokens": 0.05}}, "less than one of a frame's 16 tokens"),
+        ({"pose_scale": 0.0, "face": False, "fast": {"residuals_every": 2}}, "no ControlNet runs"),
+        ({"fast": {"keep_mb": 100}}, "nothing is kept from step to step"),
+        ({"adapter_scale": 0.0, "near_reference": True}, "the reference is not read"),
     ],
 )
 def test_a_switch_that_does_nothing_is_refused(
@@ -267,6 +315,20 @@ def test_a_switch_that_does_nothing_is_refused(
     config, _ = resolved("infer/x-dyna", **values)
     with pytest.raises(UserError, match=message):
         check_fast(pipelines["pooled"], config)
+
+
+def test_without_controlnets_a_preset_keeps_none_of_their_residuals(pipelines: dict[str, XDynaPipeline]) -> None:
+    config, _ = resolved("infer/x-dyna", preset="fast", pose_scale=0.0, face=False)
+    assert (config.fast.residuals_every, config.fast.reuse_every) == (1, 2)
+    check_fast(pipelines["pooled"], config)
+
+
+def test_tokens_are_merged_only_where_frames_attend_to_themselves(pipelines: dict[str, XDynaPipeline]) -> None:
+    pipeline = XDynaPipeline(**pipelines["pooled"].components)
+    plain = {"down_block_types": ("DownBlockMotion",) * 2, "up_block_types": ("UpBlockMotion",) * 2}
+    pipeline.unet = tiny_pipeline(adapter=False, **plain).unet
+    with pytest.raises(UserError, match="no self-attention on its way down"):
+        check_fast(pipeline, resolved("infer/x-dyna", fast={"merge_tokens": 0.5})[0])
 
 
 def test_spacing_is_refused_with_lcm_and_reaches_other_schedulers(pipelines: dict[str, XDynaPipeline]) -> None:
