@@ -50,7 +50,14 @@ def pipelines() -> dict[str, list[XDynaPipeline]]:
 
 
 def run(pipe: XDynaPipeline, predictor: ExactPredictor, **settings: Any) -> Tensor:
-    defaults = {"num_inference_steps": 3, "output_type": "latent", "window": 4, "overlap": 2, "num_frames": 8}
+    defaults = {
+        "num_inference_steps": 3,
+        "output_type": "latent",
+        "window": 4,
+        "overlap": 2,
+        "num_frames": 8,
+        "guidance_scale": 1.0,
+    }
     call = {**defaults, **settings}
     inputs = tiny_inputs(call.pop("num_frames"), face=False)
     latents: Tensor = pipe(**inputs, **call, generator=torch.Generator().manual_seed(0), predictor=predictor).frames
@@ -76,11 +83,11 @@ def together(pipes: list[XDynaPipeline], size: int, predictors: list[ExactPredic
 @pytest.mark.parametrize(
     ("model", "size", "switches", "settings"),
     [
-        ("pooled", 2, {}, {}),
+        ("pooled", 2, {}, {"guidance_scale": 7.5}),
         ("per frame", 3, {"deterministic": True}, {"num_frames": 5, "schedule": "closed", "window_batch": 2}),
         ("pooled", 2, {"near_reference": True, "reuse_every": 2}, {}),
         ("pooled", 2, {"reuse_every": 2, "reuse_depth": 2, "residuals_every": 3}, {}),
-        ("per frame", 2, {"residuals_every": 3, "guidance_to": 0.5}, {"schedule": "closed"}),
+        ("per frame", 2, {"residuals_every": 3, "guidance_to": 0.5}, {"schedule": "closed", "guidance_scale": 2.0}),
     ],
     ids=["two", "more processes than windows", "reference of the first window", "deep features", "residuals"],
 )
