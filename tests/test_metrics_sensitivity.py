@@ -193,7 +193,8 @@ def complaint(values: Frames, wanted: str, strays: float) -> str:
     """What is wrong with a metric's values of the truth and three grades; empty if nothing is."""
     if np.isnan(values).any():
         return "not measured"
-    change = np.where(values == values[0], 0.0, values - values[0])  # the truth's own PSNR is infinite
+    with np.errstate(invalid="ignore"):  # the truth's own PSNR is infinite
+        change = np.where(values == values[0], 0.0, values - values[0])
     if wanted == "0":
         return "" if np.abs(change).max() <= strays else "does not stay"
     up = values if wanted == "+" else -values
