@@ -126,7 +126,7 @@ def _drawn_means(table: Floats, drawn: NDArray[np.int64], rng: np.random.Generat
     """Means of bootstrap samples of a table [seeds, videos]: its videos as `drawn` [D, V] says, its seeds at random."""
     seeds = rng.integers(0, len(table), (len(drawn), len(table)))
     by_seed = np.stack([row[drawn].mean(1) for row in table], 1)  # [D, seeds]
-    return np.take_along_axis(by_seed, seeds, 1).mean(1)
+    return np.asarray(np.take_along_axis(by_seed, seeds, 1).mean(1))
 
 
 def _by_seed_and_video(group: Sequence[Record], key: str, better: str) -> tuple[list[str], Floats]:
