@@ -211,7 +211,8 @@ def fit_colours(latents: Tensor, photo: Image) -> Tensor:
     held = _RIDGE * torch.diag(torch.cat([square.diagonal()[:-1], square.new_zeros(1)]))
     matrix = torch.linalg.solve(square + held + 1e-9 * torch.eye(len(square)), known.T @ (wanted - mean) / len(known))
     matrix[-1] += mean
-    return matrix.float()
+    found: Tensor = matrix.float()
+    return found
 
 
 def shown_frames(num_frames: int) -> list[int]:

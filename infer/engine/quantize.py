@@ -122,7 +122,8 @@ class StoredConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if hasattr(weight, "qdata"):
             weight = weight.dequantize()
-        return super()._conv_forward(input, weight, bias)
+        out: Tensor = super()._conv_forward(input, weight, bias)
+        return out
 
 
 def refuse_layer_by_layer(pipe: XDynaPipeline) -> None:
@@ -138,10 +139,10 @@ def refuse_layer_by_layer(pipe: XDynaPipeline) -> None:
         )
 
 
-def stored_bytes(value: Tensor) -> int:
+def stored_bytes(value: Any) -> int:
     """Bytes that a tensor takes, of a turned one those of its numbers and scales."""
     if not hasattr(value, "qdata"):
-        return value.numel() * value.element_size()
+        return int(value.numel() * value.element_size())
     names = (*value.tensor_data_names, *getattr(value, "optional_tensor_data_names", ()))
     held = (getattr(value, name, None) for name in names)
     return sum(stored_bytes(part) for part in held if part is not None)
