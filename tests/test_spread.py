@@ -87,7 +87,7 @@ def together(pipes: list[XDynaPipeline], size: int, predictors: list[ExactPredic
         ("per frame", 3, {"deterministic": True}, {"num_frames": 5, "schedule": "closed", "window_batch": 2}),
         ("pooled", 2, {"near_reference": True, "reuse_every": 2}, {}),
         ("pooled", 2, {"reuse_every": 2, "reuse_depth": 2, "residuals_every": 3}, {}),
-        ("per frame", 2, {"residuals_every": 3, "guidance_to": 0.5}, {"schedule": "closed", "guidance_scale": 2.0}),
+        ("per frame", 2, {"residuals_every": 3}, {"schedule": "closed", "num_frames": 16}),
     ],
     ids=["two", "more processes than windows", "reference of the first window", "deep features", "residuals"],
 )
