@@ -184,7 +184,8 @@ def _guided(halves: Tensor, guidance_scale: float) -> Tensor:
     if len(halves) == 1:
         return halves[0]
     negative, positive = halves
-    return negative.add_(positive.sub_(negative).mul_(guidance_scale))
+    guided: Tensor = negative.add_(positive.sub_(negative).mul_(guidance_scale))
+    return guided
 
 
 class Later:

@@ -569,11 +569,11 @@ class XDynaPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         window_offsets = [inputs.count(offset, "a window offset", low=0) for offset in window_offsets]
         if latents is None:
             shared = self.config.shared_noise
-            if noise is None:
-                noise = noise_frames(frame_shape, noise_stream, shared=shared)
-            if mask is None:
-                mask = mask_frames(frame_shape, mask_stream, self.config.start_keep, shared=shared)
-            drawn = _by_frame(noise), _by_frame(mask)
+            keep = self.config.start_keep
+            drawn = (
+                noise_frames(frame_shape, noise_stream, shared=shared) if noise is None else _by_frame(noise),
+                mask_frames(frame_shape, mask_stream, keep, shared=shared) if mask is None else _by_frame(mask),
+            )
             latents = start_clip(reference_latents, *drawn, self.scheduler, timesteps[0], num_frames, clip_device)
             del drawn
         del noise, mask  # noise may be as large as the latents of the whole clip

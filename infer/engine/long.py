@@ -196,7 +196,8 @@ class AnchoredPredictor:
 
         runs = [slice(first, first + STEP_FRAMES) for first in range(0, latents.shape[2], STEP_FRAMES)]
         statistics = [_channel_statistics(clean(frames)) for frames in runs]
-        moves = self._moves(*(torch.cat(parts, dim=2) for parts in zip(*statistics, strict=True)), reference, signal)
+        means, variances = (torch.cat(parts, dim=2) for parts in zip(*statistics, strict=True))
+        moves = self._moves(means, variances, reference, signal)
         explained = {"sample": 1.0, "epsilon": -signal / noise, "v_prediction": -1 / noise}[kind]
         changed = torch.empty_like(predicted)
         for frames in runs:
