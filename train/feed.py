@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,7 @@ def micro_batches(source: ClipSource, plan: Plan, start: int, steps: int, worker
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         collate_fn=_as_drawn,
+        worker_init_fn=_go_on_at_sigterm,
     )
     drawn = iter(loader)
     for group in groups:
@@ -86,6 +89,19 @@ class _Drawn(torch.utils.data.Dataset[Batch]):
 
         cv2.setNumThreads(1)
         return draw_batch(self.source, block)
+
+
+def _go_on_at_sigterm(worker: int) -> None:
+    """Let a worker pass over the first SIGTERM.
+
+    The training process decides when to stop: who stops a job may send the signal to all its processes, and a run whose
+    worker has gone cannot end its step. A second one ends the worker, so that nobody waits for it at the end.
+    """
+
+    def pass_over(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, pass_over)
 
 
 def _as_drawn(batch: Any) -> Any:
