@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from xdyna.configs import Config
 from xdyna.configs.animate import SizeWH, read_dtype
 
-PlanName = Literal["official", "diffusers", "freenoise", "ours", "ours-open"]
+PlanName = Literal["official", "official-plain", "diffusers", "freenoise", "ours", "ours-open"]
 #: Models of random weights, by size; any other name is `tiny` or a folder.
 RANDOM_MODELS = ("small", "random-sd15")
 

@@ -82,6 +82,26 @@ def test_official_plan_evaluates_controlnets_in_every_window_for_both_halves(
     assert len(work().windows()) == 2
 
 
+def test_plain_formulas_give_the_official_plans_latents_and_no_graph(
+    pipe: XDynaPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It differs from the official plan in the mode alone, by which the UNet chooses its formulas."""
+    seen: list[bool] = []
+    forward = pipe.unet.forward
+
+    def watched(*args: object, **kwargs: object) -> object:
+        seen.append(torch.is_grad_enabled())
+        made = forward(*args, **kwargs)
+        assert made.sample.grad_fn is None
+        return made
+
+    monkeypatch.setattr(pipe.unet, "forward", watched)
+    official = make_plan("official", pipe, work()).run()
+    plain = make_plan("official-plain", pipe, work()).run()
+    assert (official - plain).abs().max() < 1e-4
+    assert sorted(set(seen)) == [False, True]
+
+
 def test_our_own_windows_on_request(empty: XDynaPipeline) -> None:
     windows = [make_plan(name, empty, work(30)).work.windows() for name in ("ours", "ours-open")]
     assert windows[0][-1][-1] == 9  # wraps

@@ -151,11 +151,32 @@ class _OwnPipeline:
 class OfficialPlan(_OwnPipeline):
     """The official code's order of work: `OfficialPredictor`, the VAE a frame at a time, the whole clip in memory."""
 
+    predictor: type[OfficialPredictor] = OfficialPredictor
+
     def run(self, on_stretch: OnStretch = lambda name: None) -> Tensor:
-        latents = self._denoise(OfficialPredictor(), on_stretch)
+        latents = self._denoise(self.predictor(), on_stretch)
         torch.cat(list(self.pipe.decode_frames(latents, 1)))
         on_stretch("decode")
         return latents
+
+
+class _WithPlainFormulas(OfficialPredictor):
+    """The same with the formulas that calls with gradients take, which the work on kernels and layout replaced."""
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Tensor:
+        with torch.enable_grad():  # no weight wants a gradient: only the formulas are others
+            return super().__call__(*arguments, **settings)
+
+
+class OfficialPlainPlan(OfficialPlan):
+    """`OfficialPlan` without the work on kernels and layout, which it shares with ours otherwise."""
+
+    predictor = _WithPlainFormulas
+
+    def __init__(self, pipe: XDynaPipeline, work: Work) -> None:
+        super().__init__(pipe, work)
+        for network in self.networks:
+            network.requires_grad_(False)
 
 
 class OurPlan(_OwnPipeline):
@@ -191,6 +212,7 @@ def make_plan(name: str, pipe: XDynaPipeline, work: Work) -> Plan:
 
     plans: dict[str, Callable[[XDynaPipeline, Work], Plan]] = {
         "official": OfficialPlan,
+        "official-plain": OfficialPlainPlan,
         "diffusers": DiffusersPlan,
         "freenoise": FreeNoisePlan,
         "ours": OurPlan,

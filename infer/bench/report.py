@@ -20,6 +20,8 @@ _PLANS = {
     "freenoise": "the same pipeline with FreeNoise, the clip in one piece; **without** reference, Dynamics-Adapter and "
     "image prompt",
     "ours": "the engine's exact mode, the default of `xdyna animate`, on the windows of the other plans",
+    "official-plain": "`official` with the formulas that calls with gradients take: norms that move frames, no work in "
+    "place",
     "ours-open": "the same on our own windows, which never wrap",
 }
 

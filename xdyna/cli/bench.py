@@ -35,7 +35,10 @@ def bench(
     ] = None,
     plans: Annotated[
         str | None,
-        typer.Option("--plans", help="Of official,diffusers,freenoise,ours,ours-open (default all but the last)."),
+        typer.Option(
+            "--plans",
+            help="Of official,official-plain,diffusers,freenoise,ours,ours-open (default: without -plain and -open).",
+        ),
     ] = None,
     repeats: Annotated[int | None, typer.Option("--repeats", help="Rounds (default 2).")] = None,
     flops_only: Annotated[
