@@ -6,11 +6,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 PINS := pyproject.toml constraints.txt
 SOURCES := $(shell find xdyna adapters controlnets infer configs -name '*.py' -o -name '*.yaml' -o -name '*.safetensors')
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-slow lint format clean
 
 help:
 	@echo "make demo    animate the shipped example: demo.mp4"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests, but for the slow ones"
+	@echo "make test-slow  run those"
 	@echo "make lint    ruff, and mypy through the folder of links"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove the venv, caches and demo.mp4"
@@ -23,6 +24,9 @@ demo.mp4: $(VENV)/.with-pose examples/photo.png examples/dance.mp4 $(SOURCES)
 
 test: $(VENV)/.with-dev
 	$(BIN)/pytest
+
+test-slow: $(VENV)/.with-dev
+	$(BIN)/pytest -m slow
 
 lint: $(VENV)/.with-dev
 	$(BIN)/ruff format --check .

@@ -307,6 +307,7 @@ def test_older_records_stay(record: Record, tmp_path: Path) -> None:
     assert to_markdown(record) == first[0].read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Everything for real: two plans, two rounds, each plan in its process."""
     options = ["--frames", "3", "--size", "16x16", "--steps", "1", "--plans", "official,ours", "--device", "cpu"]

@@ -408,6 +408,7 @@ def test_disk_full_leaves_nothing(official: OfficialFiles, tmp_path: Path, monke
     assert "no space left" in refused(official, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of peak memory")
 def test_memory_stays_near_the_size_of_the_file(tmp_path: Path) -> None:
     """The bound of 1.5 files; at full size it is measured by scripts/measure_conversion.py."""

@@ -67,6 +67,7 @@ def test_the_device_holds_no_more_of_a_longer_clip() -> None:
     assert longer <= 1.002 * low  # each window's weights and the like
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offload", ["none", "model", "sequential"])
 def test_a_job_takes_as_much_of_the_device_as_its_plan_says(offload: Any) -> None:
     pipe = tiny_pipeline(pool_group_norm=False, image_prompt=True)

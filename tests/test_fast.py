@@ -112,6 +112,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_every_pair_of_switches_goes_together(pipelines: dict[str, XDynaPipeline]) -> None:
     """Either changes what the other makes: none is lost beside another, and none is refused."""
     pipeline = XDynaPipeline(**pipelines["pooled"].components)

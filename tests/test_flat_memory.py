@@ -151,6 +151,7 @@ def test_of_a_longer_clip_its_latents_are_held_twice() -> None:
     assert 1.9 * frame < (peak(600) - peak(200)) / 400 < 2.2 * frame
 
 
+@pytest.mark.slow
 def test_a_longer_clip_takes_no_more_memory() -> None:
     """As arrays, 350 frames more of three maps would take 166 MiB more."""
     command = [sys.executable, "-c", HIGH_WATER, str(Path(__file__).parent)]

@@ -527,6 +527,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Callabl
     return run
 
 
+@pytest.mark.slow
 def test_the_command_takes_noise_and_an_anchor(made: Callable[..., Clip]) -> None:
     plain = made()
     assert (made("--noise", "independent", "--anchor", "0") == plain).all()  # what this model does anyway

@@ -21,6 +21,7 @@ def load_script() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_an_untrained_model_fails(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,6 +89,7 @@ def test_counted_bytes_of_the_vae_are_those_taken() -> None:
     assert 0.7 * taken < shapes.encode(work) < 1.1 * taken  # kernels for single pictures take space of their own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pool"), [(None, True), ("dpm++", False)])
 def test_the_counted_peak_of_a_whole_job_is_what_it_takes(name: str | None, pool: bool) -> None:
     """Encoding, denoising and decoding together."""
@@ -123,6 +124,7 @@ def test_weights_are_counted_once_and_left_alone() -> None:
     assert all(torch.equal(before[name], value) for name, value in pipe.unet.state_dict().items())
 
 
+@pytest.mark.slow
 def test_less_memory_gives_a_more_frugal_plan() -> None:
     shapes, work = Shapes(tiny_pipeline()), Work((64, 96), 40, 4, 1)
     gpu = torch.device("cuda")  # nothing runs there

@@ -251,6 +251,7 @@ def module_files(python: Path, cwd: Path, where: str, then: str = "") -> list[Pa
     return files
 
 
+@pytest.mark.slow
 def test_wheel_works_away_from_the_checkout(archives: Path, tmp_path: Path) -> None:
     python = make_venv(tmp_path / "venv")
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index"]

@@ -60,6 +60,7 @@ def test_two_processes_write_the_bytes_of_one(command: list[str], tmp_path_facto
     assert files_in(Path()) == ["out.gif.json"]
 
 
+@pytest.mark.slow
 def test_a_job_of_two_goes_on_after_one_was_killed(
     command: list[str], tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:

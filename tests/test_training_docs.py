@@ -69,6 +69,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.recipe
 def test_from_videos_to_an_adapter_to_a_face_to_a_video(
     base: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -68,7 +68,8 @@ def check_fast(pipe: XDynaPipeline, config: AnimateConfig) -> None:
             f"--set fast.residuals_every: got {fast.residuals_every}, but no ControlNet runs (--pose-scale 0);"
             " leave it out"
         )
-    if "keep_mb" in fast.model_fields_set and fast.reuse_every == fast.residuals_every == 1:
+    usual = type(fast).model_fields["keep_mb"].default  # which a record holds as well
+    if fast.keep_mb != usual and fast.reuse_every == fast.residuals_every == 1:
         raise UserError(
             f"--set fast.keep_mb: got {fast.keep_mb}, but nothing is kept from step to step; wanted"
             " --set fast.reuse_every=N or fast.residuals_every=N with it"
