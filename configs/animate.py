@@ -238,6 +238,26 @@ class AnimateConfig(Config):
             decided("overlap", self.overlap),
         )
 
+    def call_settings(self) -> dict[str, Any]:
+        """What a call of the pipeline takes from here, whatever it is called for: keyword -> value.
+
+        Raises:
+            UserError: see `sampling`.
+        """
+        sampling = self.sampling()
+        return {
+            "num_inference_steps": sampling.steps,
+            "guidance_scale": sampling.guidance,
+            "pose_scale": self.pose_scale,
+            "face_scale": self.face_scale,
+            "adapter_scale": self.adapter_scale,
+            "control_guidance_start": (self.pose_start, self.face_start),
+            "control_guidance_end": (self.pose_end, self.face_end),
+            "window": sampling.window,
+            "overlap": sampling.overlap,
+            "schedule": self.schedule,
+        }
+
     def with_model_defaults(self, defaults: AnimateConfig) -> AnimateConfig:
         """This config with every None filled from the model's preset; what is still None is decided by the input.
 

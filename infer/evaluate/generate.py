@@ -60,7 +60,7 @@ class Animator:
         Raises:
             UserError: a size that the model does not take, or values that are not finite.
         """
-        config, sampling = self.config, self.config.sampling()
+        config = self.config
         height, width = case.truth.frames.shape[1:3]
         try:
             self.choice.check_size((width, height))
@@ -77,17 +77,8 @@ class Animator:
             config.negative_prompt or None,
             width=width,
             height=height,
-            num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance,
             generator=torch.Generator("cpu").manual_seed(config.seed),
-            pose_scale=config.pose_scale,
-            face_scale=config.face_scale,
-            adapter_scale=config.adapter_scale,
-            control_guidance_start=(config.pose_start, config.face_start),
-            control_guidance_end=(config.pose_end, config.face_end),
-            window=sampling.window,
-            overlap=sampling.overlap,
-            schedule=config.schedule,
+            **config.call_settings(),
             window_batch=windows,
             vae_batch=16 if config.vae_batch == "auto" else config.vae_batch,
             predictor=anchored(build_predictor(config), self.pipe.scheduler, config),

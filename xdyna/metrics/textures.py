@@ -6,8 +6,7 @@ the DTFVD of papers, and what they give compares with no published number.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import xdyna
-from xdyna.errors import UserError
 from xdyna.metrics.clips import ALL_REGIONS, Frames, Region, check_clip, isolated
+from xdyna.metrics.own_nets import read_net, save_net
 from xdyna.metrics.specs import SetMetric
 
 #: The shipped network.
@@ -89,9 +86,7 @@ class TextureNet(nn.Module):
 
     def save(self, path: Path, **notes: Any) -> None:
         """Write a safetensors file in half precision; the shape and `notes` go into its metadata."""
-        tensors = {key: value.detach().half().contiguous().cpu() for key, value in self.state_dict().items()}
-        about = {"kind": KIND, "config": json.dumps(asdict(self.shape)), "notes": json.dumps(notes)}
-        save_file(tensors, path, metadata=about)
+        save_net(self, path, KIND, self.shape, notes)
 
 
 def load_textures(path: Path = WEIGHTS) -> TextureNet:
@@ -100,17 +95,7 @@ def load_textures(path: Path = WEIGHTS) -> TextureNet:
     Raises:
         UserError: no such file, or it holds something else.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; wanted the weights of a texture network (`xdyna train textures`)")
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except Exception as error:
-        raise UserError(f"{path}: not a safetensors file: {error}") from error
-    if about.get("kind") != KIND:
-        raise UserError(f"{path}: holds {about.get('kind', 'something unnamed')!r}, wanted {KIND!r}")
-    given = json.loads(about["config"])
+    given, tensors = read_net(path, KIND, "the weights of a texture network (`xdyna train textures`)")
     shape = TexturesShape(tuple(given["size_wh"]), tuple(given["widths"]), given["features"])
     net = TextureNet(shape)
     net.load_state_dict(tensors)
